@@ -33,7 +33,6 @@ int main(int argc, char **argv) {
 
     char *holed = map(32 * PAGE, PROT_READ | PROT_WRITE);
     fill(holed, 32 * PAGE, 4);
-    must(munmap(holed + 8 * PAGE, 8 * PAGE));
 
     char *discarded = map(32 * PAGE, PROT_READ | PROT_WRITE);
     fill(discarded, 32 * PAGE, 5);
@@ -62,9 +61,14 @@ int main(int argc, char **argv) {
         fill(advised[i], 4 * PAGE, 100 + i);
         vm_flags(advised[i], flags[i], sizeof flags[i]);
     }
+    must(munmap(holed + 8 * PAGE, 8 * PAGE)); /* last, so that nothing else takes its place */
     ready();
     wait_go();
 
+    for (int i = 8; i < 16; i++) {
+        unsigned char resident;
+        check(mincore(holed + i * PAGE, PAGE, &resident) == -1 && errno == ENOMEM, "page %d of the hole is mapped", i);
+    }
     if (sabotage()) {
         big[BIG - 1] ^= 1;
         discarded[9 * PAGE] = 1;
@@ -85,10 +89,6 @@ int main(int argc, char **argv) {
     check_filled(hidden, 16 * PAGE, 3);
     check_equal(((int (*)(void))(void *)code)(), 42);
 
-    for (int i = 8; i < 16; i++) {
-        unsigned char resident;
-        check(mincore(holed + i * PAGE, PAGE, &resident) == -1 && errno == ENOMEM, "page %d of the hole is mapped", i);
-    }
     char *expected = map(32 * PAGE, PROT_READ | PROT_WRITE);
     fill(expected, 32 * PAGE, 4);
     check(memcmp(holed, expected, 8 * PAGE) == 0 && memcmp(holed + 16 * PAGE, expected + 16 * PAGE, 16 * PAGE) == 0,

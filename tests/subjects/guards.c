@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
     expect_fault(nothing, SEGV_MAPERR, "nothing mapped");
     check(differs_at(memory, 16 * PAGE - PAGE, 1) == 15 * PAGE, "memory beside the guard differs");
     if (light) {
-        expect_fault(guarded + 4 * PAGE, fault_code = SEGV_MAPERR, "light guard");
+        expect_fault(guarded + 4 * PAGE, SEGV_MAPERR, "light guard");
         expect_fault(guarded + 6 * PAGE - 1, SEGV_MAPERR, "light guard");
         check(differs_at(guarded, 4 * PAGE, 2) == 4 * PAGE, "memory before the light guard differs");
         guarded[6 * PAGE] = 5;

@@ -1,0 +1,118 @@
+//! What this crate needs of the kernel's headers, which are often older than the running kernel.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+/// `PAGEMAP_SCAN` of include/uapi/linux/fs.h (Linux 6.7): `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: u32 = 0xc060_6610;
+
+/// What a page is, as `PAGEMAP_SCAN` says it: `PAGE_IS_*` of include/uapi/linux/fs.h.
+pub(crate) mod is {
+    /// Belongs to a file, or to shared memory.
+    pub(crate) const FILE: u64 = 1 << 2;
+    /// Is in memory.
+    pub(crate) const PRESENT: u64 = 1 << 3;
+    /// Is in swap, or a marker of the kernel's stands in its place.
+    pub(crate) const SWAPPED: u64 = 1 << 4;
+    /// Is the page of zeros that everybody shares.
+    pub(crate) const ZERO: u64 = 1 << 5;
+    /// Raises SIGSEGV (`MADV_GUARD_INSTALL`, Linux 6.13; told since 6.16).
+    pub(crate) const GUARD: u64 = 1 << 8;
+}
+
+/// The bits of an entry of /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst.
+pub(crate) mod entry {
+    /// Page frame number, 0 without `CAP_SYS_ADMIN`; only where `PRESENT`.
+    pub(crate) const FRAME: u64 = (1 << 55) - 1;
+    pub(crate) const GUARD: u64 = 1 << 58;
+    pub(crate) const FILE: u64 = 1 << 61;
+    pub(crate) const SWAPPED: u64 = 1 << 62;
+    pub(crate) const PRESENT: u64 = 1 << 63;
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PageRegion {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) categories: u64,
+}
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+struct PmScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// Which pages a scan looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Query {
+    /// Categories that a page must not be.
+    pub(crate) not: u64,
+    /// Of these a page must be at least one.
+    pub(crate) any: u64,
+}
+
+impl Query {
+    /// The rule of pagemap_scan_is_interesting_page() in fs/proc/task_mmu.c.
+    pub(crate) fn matches(self, categories: u64) -> bool {
+        categories & self.not == 0 && categories & self.any != 0
+    }
+}
+
+/// Finds pages of `start..end` that match, at most `max_pages` (0: any number).
+/// Returns how many regions it has filled in and the address where it stopped. Categories in `told` are
+/// reported, and regions that differ in them kept apart.
+pub(crate) fn pagemap_scan(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    query: Query,
+    max_pages: u64,
+    told: u64,
+    regions: &mut [PageRegion],
+) -> Result<(usize, u64), Errno> {
+    let mut arg = PmScanArg {
+        size: size_of::<PmScanArg>() as u64,
+        flags: 0,
+        start,
+        end,
+        walk_end: 0,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        max_pages,
+        category_inverted: query.not,
+        category_mask: query.not,
+        category_anyof_mask: query.any,
+        return_mask: told,
+    };
+    loop {
+        // SAFETY: `arg` is the structure this request takes, of the size it names; `vec` and `vec_len` describe
+        // `regions`, which is borrowed mutably for the call and holds plain numbers.
+        let filled = unsafe {
+            libc::ioctl(
+                pagemap.as_raw_fd(),
+                PAGEMAP_SCAN as libc::Ioctl,
+                &raw mut arg,
+            )
+        };
+        match Errno::result(filled) {
+            Ok(filled) => return Ok((filled as usize, arg.walk_end)),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}

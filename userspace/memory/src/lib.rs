@@ -1,0 +1,85 @@
+//! The memory of other processes: which pages hold content, and ways to copy them out and in.
+//!
+//! The processes are stopped while this looks at them or fills them; nothing here stops one. Ranges are byte
+//! addresses (or byte offsets into a shared memory object), page aligned, half open.
+
+mod copy;
+mod kernel;
+mod object;
+mod pagemap;
+mod probe;
+mod process;
+
+use std::io;
+
+pub use copy::{Chunk, Source, copy_out};
+pub use object::Object;
+pub use pagemap::{Kind, Pagemap};
+pub use process::ProcessMemory;
+
+/// Bytes in a page. The only one on `x86_64`.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Why memory could not be looked at, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process has ended.
+    #[error("process {pid} has ended")]
+    Gone {
+        /// Which one.
+        pid: u32,
+    },
+    /// The kernel does not say which pages of a process hold content.
+    #[error("{path}: {source}")]
+    Pagemap {
+        /// `/proc/PID/pagemap` or `/proc/PID/smaps`.
+        path: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A page cannot be read: of a file mapping beyond the file's end, or of a device.
+    #[error("reading memory of process {pid} at {address:#x}: {source}")]
+    Read {
+        /// Whose.
+        pid: u32,
+        /// The first address that cannot be read.
+        address: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A page cannot be written.
+    #[error("writing memory of process {pid} at {address:#x}: {source}")]
+    Write {
+        /// Whose.
+        pid: u32,
+        /// The first address that cannot be written.
+        address: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A shared memory object cannot be read or written.
+    #[error("shared memory object at offset {offset:#x}: {source}")]
+    Object {
+        /// Bytes from its start.
+        offset: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// Pages in a range.
+pub(crate) fn pages_in(range: &std::ops::Range<u64>) -> u64 {
+    (range.end - range.start) / PAGE_SIZE
+}
+
+/// Appends a run, or prolongs the last one when they touch.
+pub(crate) fn push_run(runs: &mut Vec<std::ops::Range<u64>>, run: std::ops::Range<u64>) {
+    match runs.last_mut() {
+        Some(last) if last.end == run.start => last.end = run.end,
+        _ => runs.push(run),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // Lists of one run are meant.
+mod tests;

@@ -3,6 +3,7 @@
 #include "subject.h"
 #include <pthread.h>
 #include <sched.h>
+#include <stddef.h>
 
 #ifndef SYS_rseq
 #define SYS_rseq 334

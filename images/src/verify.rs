@@ -213,7 +213,8 @@ fn verify_segment(segment: &Segment) -> Result<Vec<Fault>> {
     let (next, frames) = (AtomicUsize::new(0), segment.layout.frames.offset.len());
     let found = Mutex::new(Ok(faults));
     std::thread::scope(|scope| {
-        for _ in 0..THREADS {
+        // A thread costs as much as a few frames.
+        for _ in 0..THREADS.min(frames.div_ceil(16)) {
             scope.spawn(|| {
                 let mut pages = Vec::new();
                 loop {

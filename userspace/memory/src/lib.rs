@@ -30,7 +30,7 @@ pub enum Error {
         pid: u32,
     },
     /// The kernel does not say which pages of a process hold content.
-    #[error("{path}: {source}")]
+    #[error("{}: {source}", self.doing())]
     Pagemap {
         /// `/proc/PID/pagemap` or `/proc/PID/smaps`.
         path: String,
@@ -38,7 +38,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A page cannot be read: of a file mapping beyond the file's end, or of a device.
-    #[error("reading memory of process {pid} at {address:#x}: {source}")]
+    #[error("{}: {source}", self.doing())]
     Read {
         /// Whose.
         pid: u32,
@@ -48,7 +48,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A page cannot be written.
-    #[error("writing memory of process {pid} at {address:#x}: {source}")]
+    #[error("{}: {source}", self.doing())]
     Write {
         /// Whose.
         pid: u32,
@@ -58,13 +58,45 @@ pub enum Error {
         source: io::Error,
     },
     /// A shared memory object cannot be read or written.
-    #[error("shared memory object at offset {offset:#x}: {source}")]
+    #[error("{}: {source}", self.doing())]
     Object {
         /// Bytes from its start.
         offset: u64,
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// What was tried, and on what.
+    #[must_use]
+    pub fn doing(&self) -> String {
+        match self {
+            Self::Gone { pid } => format!("reaching process {pid}"),
+            Self::Pagemap { path, .. } => format!("reading {path}"),
+            Self::Read { pid, address, .. } => {
+                format!("reading memory of process {pid} at {address:#x}")
+            }
+            Self::Write { pid, address, .. } => {
+                format!("writing memory of process {pid} at {address:#x}")
+            }
+            Self::Object { offset, .. } => {
+                format!("copying a shared memory object at offset {offset:#x}")
+            }
+        }
+    }
+
+    /// The kernel's answer.
+    #[must_use]
+    pub fn into_source(self) -> io::Error {
+        match self {
+            Self::Gone { .. } => io::Error::from_raw_os_error(libc::ESRCH),
+            Self::Pagemap { source, .. }
+            | Self::Read { source, .. }
+            | Self::Write { source, .. }
+            | Self::Object { source, .. } => source,
+        }
+    }
 }
 
 /// Pages in a range.

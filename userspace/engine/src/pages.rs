@@ -1,0 +1,301 @@
+//! Pages: from processes and shared memory into an image, and back.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use images::{Checkpoint, FRAME_PAGES, Frame, Writer};
+use memory::{Object, PAGE_SIZE, ProcessMemory};
+
+use crate::{CheckpointError, Progress, RestoreError};
+
+/// More threads than this wait for the kernel to find free pages, and for each other.
+const MAX_THREADS: usize = 8;
+
+/// Where pages come from. Each has a space of its own.
+pub(crate) enum Source {
+    /// Private mappings of a stopped process, by address and without overlap.
+    Process {
+        space: u64,
+        pid: u32,
+        areas: Vec<(Range<u64>, memory::Kind)>,
+    },
+    /// A shared memory object of `size` bytes.
+    Object {
+        space: u64,
+        file: OwnedFd,
+        size: u64,
+    },
+}
+
+/// Where pages go.
+pub(crate) enum Target {
+    /// Fresh mappings of a stopped process, by address and without overlap.
+    Process {
+        space: u64,
+        pid: u32,
+        areas: Vec<Area>,
+    },
+    /// A fresh shared memory object of `size` bytes.
+    Object {
+        space: u64,
+        file: OwnedFd,
+        size: u64,
+    },
+}
+
+/// A mapping that pages may go to.
+pub(crate) struct Area {
+    pub(crate) range: Range<u64>,
+    /// Fresh pages are not zero (those of private file mappings), so that pages of zeros have to be written too.
+    pub(crate) zero_matters: bool,
+}
+
+/// Writes every page of `sources` that holds content to the image. Returns how many there are.
+pub(crate) fn dump(
+    writer: &Writer,
+    sources: &[Source],
+    progress: &dyn Progress,
+) -> Result<u64, CheckpointError> {
+    let borrowed: Vec<_> = sources.iter().map(Source::borrow).collect();
+    let total = sources.iter().map(Source::estimate).sum();
+    let meter = Meter::new(progress, total);
+    let pages = memory::copy_out(&borrowed, threads(), FRAME_PAGES, |chunk| {
+        writer.put(
+            sources[chunk.source].space(),
+            chunk.index,
+            chunk.pages,
+            chunk.data,
+        )?;
+        meter.add(chunk.data.len());
+        Ok::<_, CheckpointError>(())
+    })?;
+    meter.finish();
+    Ok(pages)
+}
+
+/// Writes every page that the image has of `targets` to its place. Returns how many it has written.
+///
+/// An image with a page that lies in none of its target's areas is refused; what was written by then stays.
+pub(crate) fn fill(
+    checkpoint: &Checkpoint,
+    targets: &[Target],
+    progress: &dyn Progress,
+) -> Result<u64, RestoreError> {
+    let total = checkpoint
+        .manifest()
+        .statistics
+        .as_ref()
+        .map_or(0, |statistics| statistics.pages * PAGE_SIZE);
+    let meter = Meter::new(progress, total);
+    let frames = targets.iter().flat_map(|target| {
+        checkpoint
+            .iter(target.space())
+            .map(move |frame| (target, frame))
+    });
+    // A thread that fails leaves nothing for the others to do.
+    let frames = Mutex::new(Some(frames));
+    let frames = || frames.lock().unwrap_or_else(PoisonError::into_inner);
+    let work = || -> Result<u64, RestoreError> {
+        let (mut pages, mut data) = (0, Vec::new());
+        loop {
+            let Some((target, frame)) = frames().as_mut().and_then(Iterator::next) else {
+                return Ok(pages);
+            };
+            target
+                .fill(checkpoint, &frame, &mut data)
+                .inspect_err(|_| *frames() = None)?;
+            pages += frame.pages.len() as u64;
+            meter.add(data.len());
+        }
+    };
+    let pages: u64 = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads()).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .sum::<Result<_, _>>()
+    })?;
+    let zeros: u64 = targets
+        .iter()
+        .map(|target| target.fill_zeros(checkpoint))
+        .sum::<Result<_, _>>()?;
+    meter.finish();
+    Ok(pages + zeros)
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MAX_THREADS))
+}
+
+impl Source {
+    fn space(&self) -> u64 {
+        match self {
+            Self::Process { space, .. } | Self::Object { space, .. } => *space,
+        }
+    }
+
+    fn borrow(&self) -> memory::Source<'_> {
+        match self {
+            Self::Process { pid, areas, .. } => memory::Source::Process { pid: *pid, areas },
+            Self::Object { file, size, .. } => memory::Source::Object {
+                object: Object::new(file.as_fd()),
+                size: *size,
+            },
+        }
+    }
+
+    /// About how many bytes there are to write: good enough for a progress bar.
+    fn estimate(&self) -> u64 {
+        match self {
+            Self::Process { pid, .. } => {
+                let statm =
+                    std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+                let resident = statm
+                    .split(' ')
+                    .nth(1)
+                    .and_then(|pages| pages.parse::<u64>().ok());
+                resident.unwrap_or(0) * PAGE_SIZE
+            }
+            Self::Object { file, .. } => {
+                nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_blocks as u64 * 512)
+            }
+        }
+    }
+}
+
+impl Target {
+    fn space(&self) -> u64 {
+        match self {
+            Self::Process { space, .. } | Self::Object { space, .. } => *space,
+        }
+    }
+
+    /// Writes the pages of one frame; `data` is room to read them into.
+    fn fill(
+        &self,
+        checkpoint: &Checkpoint,
+        frame: &Frame,
+        data: &mut Vec<u8>,
+    ) -> Result<(), RestoreError> {
+        for page in &frame.pages {
+            self.zero_matters(checkpoint, *page)?;
+        }
+        checkpoint.read(frame, data)?;
+        self.write(&runs(&frame.pages), data)
+    }
+
+    /// Writes zeros where fresh pages are something else.
+    fn fill_zeros(&self, checkpoint: &Checkpoint) -> Result<u64, RestoreError> {
+        let mut written = 0;
+        for page in checkpoint.zero_pages(self.space()) {
+            if self.zero_matters(checkpoint, page)? {
+                self.write(&runs(&[page]), &[0; PAGE_SIZE as usize])?;
+                written += 1;
+            }
+        }
+        Ok(written)
+    }
+
+    /// Whether a page of zeros has to be written here; an error where no page belongs.
+    fn zero_matters(&self, checkpoint: &Checkpoint, page: u64) -> Result<bool, RestoreError> {
+        let at = page.saturating_mul(PAGE_SIZE);
+        let found = match self {
+            Self::Process { areas, .. } => {
+                let area = areas.get(areas.partition_point(|area| area.range.end <= at));
+                area.filter(|area| area.range.contains(&at))
+                    .map(|area| area.zero_matters)
+            }
+            Self::Object { size, .. } => (at < *size).then_some(false),
+        };
+        found.ok_or_else(|| {
+            let what = format!(
+                "space {} has a page at {at:#x}, where its records have no mapping",
+                self.space()
+            );
+            let file = PathBuf::from(format!("checkpoint {}", checkpoint.sequence()));
+            images::Error::Damaged {
+                file,
+                offset: 0,
+                what,
+            }
+            .into()
+        })
+    }
+
+    fn write(&self, runs: &[Range<u64>], data: &[u8]) -> Result<(), RestoreError> {
+        match self {
+            Self::Process { pid, .. } => ProcessMemory::new(*pid).write(runs, data)?,
+            Self::Object { file, .. } => Object::new(file.as_fd()).write(runs, data)?,
+        }
+        Ok(())
+    }
+}
+
+/// Ascending page numbers as runs of bytes.
+fn runs(pages: &[u64]) -> Vec<Range<u64>> {
+    let runs = pages.chunk_by(|page, next| page + 1 == *next);
+    runs.map(|run| run[0] * PAGE_SIZE..(run[0] + run.len() as u64) * PAGE_SIZE)
+        .collect()
+}
+
+/// Counts bytes from many threads.
+struct Meter<'a> {
+    progress: &'a dyn Progress,
+    done: AtomicU64,
+    total: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn new(progress: &'a dyn Progress, total: u64) -> Self {
+        Self {
+            progress,
+            done: AtomicU64::new(0),
+            total,
+        }
+    }
+
+    fn add(&self, bytes: usize) {
+        let done = self.done.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        self.progress.bytes(done, self.total.max(done));
+    }
+
+    /// The total was an estimate.
+    fn finish(&self) {
+        let done = self.done.load(Ordering::Relaxed);
+        self.progress.bytes(done, done);
+    }
+}
+
+impl From<memory::Error> for CheckpointError {
+    fn from(error: memory::Error) -> Self {
+        let doing = error.doing();
+        if let memory::Error::Gone { pid } = error {
+            return Self::Gone { pid };
+        }
+        let source = error.into_source();
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            let advice =
+                "run as root or with CAP_SYS_PTRACE; `ckptd doctor` shows what is missing".into();
+            return Self::NotPermitted { doing, advice };
+        }
+        Self::System { doing, source }
+    }
+}
+
+impl From<memory::Error> for RestoreError {
+    fn from(error: memory::Error) -> Self {
+        Self::System {
+            doing: error.doing(),
+            source: error.into_source(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // Lists of one run are meant.
+mod tests;

@@ -1,0 +1,142 @@
+//! Real programs, interrupted at three moments each: the result is that of a run that was left alone.
+//!
+//! They live in a folder of their own, `CKPTD_APPS`, or `../shared/apps` beside this repository; without it nothing
+//! is tested here. `CKPTD_TEST_APPS=all` runs those that take minutes and install packages too.
+
+#![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tests::{Job, Place, manifest_dir, run, skip, wait_for};
+
+/// A program, and how it is made shorter or simpler.
+struct App {
+    name: &'static str,
+    /// Set for `run.sh`.
+    environment: &'static [(&'static str, &'static str)],
+    /// Whether it runs without being asked for.
+    always: bool,
+}
+
+fn folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("CKPTD_APPS")
+        .map_or_else(|| manifest_dir().join("../../shared/apps"), PathBuf::from);
+    folder.is_dir().then(|| folder.canonicalize().unwrap())
+}
+
+fn script(app: &App, apps: &Path, name: &str) -> Command {
+    let mut command = Command::new(apps.join(app.name).join(name));
+    command
+        .envs(app.environment.iter().copied())
+        .stdin(Stdio::null());
+    command
+}
+
+/// The result of a finished run, one line.
+fn result(app: &App, apps: &Path, dir: &Path) -> String {
+    run(script(app, apps, "check.sh").arg(dir).arg("--print"))
+        .expect(0)
+        .stdout
+}
+
+fn interrupted_at_three_moments(app: &App) {
+    let Some(apps) = folder() else {
+        return skip(app.name, "the folder of programs is not there (CKPTD_APPS)");
+    };
+    if !app.always && std::env::var_os("CKPTD_TEST_APPS").is_none() {
+        return skip(app.name, "not asked for (CKPTD_TEST_APPS=all)");
+    }
+    let place = Place::new();
+    let inputs = place.path().join("alone");
+    let mut prepare = script(app, &apps, "run.sh");
+    prepare
+        .arg("prep")
+        .arg(&inputs)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let prepared = prepare.status().unwrap();
+    assert!(
+        prepared.success(),
+        "{} could not be prepared: {prepared}",
+        app.name
+    );
+
+    // The run that is left alone, for the result and to know how long it takes.
+    let copy = |to: &Path| {
+        let status = Command::new("cp")
+            .arg("-a")
+            .arg(&inputs)
+            .arg(to)
+            .status()
+            .unwrap();
+        assert!(status.success());
+    };
+    let mut job = Job::prepare(app.name);
+    let dir = job.work.join(app.name);
+    copy(&dir);
+    let start = Instant::now();
+    let status = script(app, &apps, "run.sh")
+        .arg("exec")
+        .arg(&dir)
+        .status()
+        .unwrap();
+    let whole = start.elapsed();
+    let expected = result(app, &apps, &dir);
+    assert!(
+        status.success() && !expected.trim().is_empty(),
+        "{}: the uninterrupted run gives nothing",
+        app.name
+    );
+
+    fs::remove_dir_all(&dir).unwrap();
+    copy(&dir);
+    let program = apps.join(app.name).join("run.sh");
+    job.run(
+        &[program.as_os_str(), "exec".as_ref(), dir.as_os_str()],
+        app.environment,
+    );
+    for _ in 0..3 {
+        std::thread::sleep((whole / 5).max(Duration::from_millis(500)));
+        let _ = job.checkpoint(&["--kill"]).expect(0);
+        job.kill_all();
+        job.restore(&[]);
+        wait_for("the restored job", || {
+            (!job.processes().is_empty()).then_some(())
+        });
+    }
+    let limit = whole * 20 + Duration::from_secs(60);
+    let code = tests::wait_at_most(limit, || job.ended());
+    assert_eq!(code, Some(0), "{job}");
+    assert_eq!(
+        result(app, &apps, &dir),
+        expected,
+        "{}: another result",
+        app.name
+    );
+}
+
+macro_rules! apps {
+    ($($name:ident: $directory:expr, $environment:expr, $always:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            interrupted_at_three_moments(&App { name: $directory, environment: &$environment, always: $always });
+        })*
+    };
+}
+
+apps! {
+    omp: "omp", [("ITERS", "1500"), ("NT", "2")], true;
+    pipeline: "pipeline", [], true;
+    numpy: "numpy", [], true;
+    octave: "octave", [], false;
+    r: "r", [], false;
+    gcc: "gcc", [], false;
+    lammps: "lammps", [("NP", "1")], false;
+    gromacs: "gromacs", [], false;
+    openfoam: "openfoam", [], false;
+    sqlite: "sqlite", [], false;
+    ffmpeg: "ffmpeg", [], false;
+}

@@ -1,0 +1,373 @@
+//! Deaths and shortages in the middle of things: the job runs on as if nothing had been, and no half checkpoint is left.
+
+#![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::{Job, Output, Place, Subject, is_root, run, skip, state, wait_for};
+
+/// Moments at which something is killed, spread over one and a half times what it takes undisturbed.
+const MOMENTS: u32 = 40;
+
+/// Waits until every process of the job runs or sleeps as it would without us.
+#[track_caller]
+fn expect_running(job: &Job, count: usize) {
+    wait_for(
+        &format!("all {count} processes of the job to run on"),
+        || {
+            let processes = job.processes();
+            let undisturbed = processes
+                .iter()
+                .all(|pid| state(*pid).is_some_and(|state| "RSD".contains(state)));
+            (processes.len() == count && undisturbed).then_some(())
+        },
+    );
+}
+
+/// The job still does what it should, its store is whole, and it can still be checkpointed and restored.
+#[track_caller]
+fn expect_unharmed(mut job: Job) {
+    if !job.manifests().is_empty() {
+        let _ = run(job.ckptd("verify").arg(&job.name)).expect(0);
+    }
+    let _ = job.checkpoint(&[]).expect(0);
+    let _ = run(job.ckptd("prune").arg(&job.name)).expect(0);
+    let _ = run(job.ckptd("verify").arg(&job.name)).expect(0);
+    job.kill_all();
+    job.go();
+    job.restore(&[]);
+    job.finish();
+}
+
+fn kill_checkpoint_at_many_moments(name: &'static str) {
+    let Some(job) = Job::start(&Subject::new(name)) else {
+        return;
+    };
+    let count = job.processes().len();
+    let start = Instant::now();
+    let _ = job.checkpoint(&[]).expect(0);
+    let whole = start.elapsed().min(Duration::from_secs(2));
+    for moment in 0..MOMENTS {
+        let mut command = job.ckptd("checkpoint");
+        let mut child = command
+            .arg(&job.name)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(whole * moment * 3 / (MOMENTS * 2));
+        let _ = child.kill();
+        let _ = child.wait();
+        expect_running(&job, count);
+    }
+    // The job that went through all this ends well, and so does a restored one.
+    let Some(mut second) = Job::start(&Subject::new(name)) else {
+        return;
+    };
+    let mut command = second.ckptd("checkpoint");
+    let mut child = command
+        .arg(&second.name)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(whole / 2);
+    let _ = child.kill();
+    let _ = child.wait();
+    second.go();
+    second.finish();
+    expect_unharmed(job);
+}
+
+#[test]
+fn killing_checkpoint_leaves_processes_unharmed() {
+    kill_checkpoint_at_many_moments("many_processes");
+}
+
+#[test]
+fn killing_checkpoint_leaves_threads_unharmed() {
+    kill_checkpoint_at_many_moments("many_threads");
+}
+
+#[test]
+fn killing_checkpoint_leaves_registers_unharmed() {
+    kill_checkpoint_at_many_moments("registers");
+}
+
+#[test]
+fn killing_checkpoint_leaves_system_calls_unharmed() {
+    kill_checkpoint_at_many_moments("sigmask");
+}
+
+#[test]
+fn killing_checkpoint_leaves_descriptors_unharmed() {
+    kill_checkpoint_at_many_moments("pipes");
+}
+
+#[test]
+fn killing_the_supervisor_leaves_the_job_running() {
+    for moment in 0..10 {
+        let Some(mut job) = Job::start(&Subject::new("children")) else {
+            return;
+        };
+        let count = job.processes().len();
+        let supervisor = Pid::from_raw(job.supervisor().unwrap());
+        let mut command = job.ckptd("checkpoint");
+        let mut child = command
+            .arg(&job.name)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(4) * moment);
+        kill(supervisor, Signal::SIGKILL).unwrap();
+        let _ = job.wait();
+        wait_for("the checkpoint to end", || child.try_wait().unwrap());
+        expect_running(&job, count);
+        job.go();
+        wait_for("the orphaned job to end well", || {
+            job.output().ends_with("PASS\n").then_some(())
+        });
+    }
+}
+
+#[test]
+fn killing_restore_leaves_all_or_nothing() {
+    let Some(mut job) = Job::start(&Subject::new("many_processes")) else {
+        return;
+    };
+    let count = job.processes().len();
+    let _ = job.checkpoint(&[]).expect(0);
+    job.kill_all();
+    let start = Instant::now();
+    job.restore(&[]);
+    wait_for("the job to be there again", || {
+        (job.processes().len() == count).then_some(())
+    });
+    let whole = start.elapsed().min(Duration::from_secs(2));
+    job.kill_all();
+    for moment in 0..MOMENTS {
+        job.restore(&[]);
+        std::thread::sleep(whole * moment * 3 / (MOMENTS * 2));
+        kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
+        let _ = job.wait();
+        wait_for("all or nothing of the job to be left", || {
+            let processes = job.processes();
+            (processes.is_empty()
+                || (processes.len() == count
+                    && processes.iter().all(|pid| state(*pid) != Some('t'))))
+            .then_some(())
+        });
+        job.kill_all();
+    }
+    job.go();
+    job.restore(&[]);
+    job.finish();
+}
+
+/// A file system of its own, unmounted when dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// A tmpfs; none where it cannot be mounted.
+    fn new(place: &Place, options: &str) -> Option<Self> {
+        let path = place.path().join("mount");
+        std::fs::create_dir(&path).unwrap();
+        let output = run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "none"])
+            .arg(&path));
+        if !is_root() || output.code() != 0 {
+            skip("a file system of its own", "mounting needs root");
+            return None;
+        }
+        Some(Self(path))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Runs `ckptd checkpoint` with a store elsewhere, under shell limits.
+fn checkpoint_under(job: &Job, store: &Path, limits: &str) -> Output {
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("{limits} exec \"$@\""))
+        .arg("sh")
+        .arg(tests::binary());
+    run(command
+        .arg("checkpoint")
+        .arg("--dir")
+        .arg(store)
+        .arg(&job.name)
+        .stdin(Stdio::null()))
+}
+
+/// No checkpoint is listed in `store`, and nothing there is a manifest.
+#[track_caller]
+fn expect_no_checkpoint(job: &Job, store: &Path) {
+    let manifests = std::fs::read_dir(store.join(&job.name))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let names: Vec<_> = manifests
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(
+        !names.iter().any(|name| name.ends_with(".ckpt")),
+        "half a checkpoint: {names:?}"
+    );
+}
+
+/// The shortage makes the checkpoint fail with a message that has `words`; the job is unharmed.
+fn shortage(subject: &'static str, store: &Path, limits: &str, words: &[&str]) {
+    let Some(mut job) = Job::start(&Subject::new(subject)) else {
+        return;
+    };
+    let count = job.processes().len();
+    let _ = checkpoint_under(&job, store, limits)
+        .expect(1)
+        .expect_message(words);
+    expect_running(&job, count);
+    expect_no_checkpoint(&job, store);
+    let _ = job.checkpoint(&[]).expect(0);
+    job.go();
+    job.finish();
+}
+
+#[test]
+fn a_full_disk() {
+    let place = Place::new();
+    if let Some(mount) = Mount::new(&place, "size=1m") {
+        shortage(
+            "anonymous",
+            &mount.0,
+            "",
+            &[mount.0.to_str().unwrap(), "space"],
+        );
+    }
+}
+
+#[test]
+fn a_disk_that_fills_at_every_point() {
+    // From no room at all up to nearly enough, so that writing fails at different steps.
+    for size in ["4k", "16k", "64k", "256k", "4m", "8m"] {
+        let place = Place::new();
+        if let Some(mount) = Mount::new(&place, &format!("size={size}")) {
+            shortage("anonymous", &mount.0, "", &["space"]);
+        }
+    }
+}
+
+#[test]
+fn a_disk_without_inodes() {
+    let place = Place::new();
+    if let Some(mount) = Mount::new(&place, "size=100m,nr_inodes=3") {
+        shortage("anonymous", &mount.0, "", &[mount.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_read_only_directory() {
+    let place = Place::new();
+    if let Some(mount) = Mount::new(&place, "ro") {
+        shortage("heap", &mount.0, "", &[mount.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_directory_that_is_a_file() {
+    let place = Place::new();
+    let file = place.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    shortage("heap", &file, "", &[file.to_str().unwrap()]);
+}
+
+#[test]
+fn a_limit_on_file_size() {
+    let place = Place::new();
+    for blocks in ["0", "8", "2000"] {
+        shortage(
+            "anonymous",
+            &place.path().join("store"),
+            &format!("ulimit -f {blocks};"),
+            &["size"],
+        );
+    }
+}
+
+#[test]
+fn a_limit_on_descriptors() {
+    for limit in [4, 6, 8, 10, 12, 16, 24] {
+        let Some(mut job) = Job::start(&Subject::new("children")) else {
+            return;
+        };
+        let count = job.processes().len();
+        let place = Place::new();
+        let store = place.path().join("store");
+        let output = checkpoint_under(&job, &store, &format!("ulimit -n {limit};"));
+        // Where few are enough that is as well; else it says so.
+        if output.code() != 0 {
+            let _ = output.expect(1);
+            expect_no_checkpoint(&job, &store);
+        }
+        expect_running(&job, count);
+        job.go();
+        job.finish();
+    }
+}
+
+#[test]
+fn a_limit_on_memory() {
+    for kilobytes in [20_000, 50_000, 100_000] {
+        let Some(mut job) = Job::start(&Subject::new("anonymous")) else {
+            return;
+        };
+        let count = job.processes().len();
+        let place = Place::new();
+        let store = place.path().join("store");
+        let output = checkpoint_under(&job, &store, &format!("ulimit -v {kilobytes};"));
+        if output.code() != 0 {
+            expect_no_checkpoint(&job, &store);
+        }
+        expect_running(&job, count);
+        job.go();
+        job.finish();
+    }
+}
+
+#[test]
+fn two_checkpoints_at_once() {
+    let Some(mut job) = Job::start(&Subject::new("many_processes")) else {
+        return;
+    };
+    let count = job.processes().len();
+    let spawn = || {
+        job.ckptd("checkpoint")
+            .arg(&job.name)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut both = [spawn(), spawn()];
+    for child in &mut both {
+        // One may find the other at work and say so.
+        let status = wait_for("both checkpoints to end", || child.try_wait().unwrap());
+        assert!(matches!(status.code(), Some(0 | 1)), "{status}");
+    }
+    assert!(!job.manifests().is_empty());
+    expect_running(&job, count);
+    let _ = run(job.ckptd("verify").arg(&job.name)).expect(0);
+    job.kill_all();
+    job.go();
+    job.restore(&[]);
+    job.finish();
+}

@@ -1,0 +1,130 @@
+//! Every subject in every mode: one line a subject, one line a mode.
+
+#![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
+
+use tests::{Compiler, Pids, Subject, Way, interrupt, manifest_dir, sabotaged, uninterrupted};
+
+/// One module a subject, one test a mode.
+macro_rules! subjects {
+    ($($name:ident = $subject:expr;)*) => {
+        /// The sources that the table covers.
+        const COVERED: &[Subject] = &[$($subject),*];
+
+        $(mod $name {
+            use super::*;
+            const SUBJECT: Subject = $subject;
+
+            #[test]
+            fn uninterrupted() { super::uninterrupted(&SUBJECT); }
+            #[test]
+            fn sabotaged() { super::sabotaged(&SUBJECT); }
+            #[test]
+            fn runs_on() { interrupt(&SUBJECT, Way::RunsOn, Pids::Free); }
+            #[test]
+            fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
+            #[test]
+            fn full_pids_taken() { interrupt(&SUBJECT, Way::Killed, Pids::Taken); }
+        })*
+    };
+}
+
+/// A subject built with gcc from the file of its own name.
+const fn own(name: &'static str) -> Subject {
+    Subject::new(name)
+}
+
+subjects! {
+    // The tree of processes.
+    threads = own("threads");
+    children = own("children");
+    orphans = own("orphans");
+    zombies = own("zombies");
+    sessions = own("sessions");
+    subreaper = own("subreaper");
+    pdeathsig = own("pdeathsig");
+    dead_leader = own("dead_leader");
+    stopped = own("stopped");
+    many_threads = own("many_threads");
+    many_processes = own("many_processes");
+    forking = own("forking");
+    vfork_exec = own("vfork_exec");
+
+    // CPU and system calls.
+    registers = own("registers");
+    syscalls = own("syscalls");
+    futexes = own("futexes");
+    robust_list = own("robust_list");
+    rseq = own("rseq");
+    clear_child_tid = own("clear_child_tid");
+
+    // Memory.
+    anonymous = own("anonymous");
+    heap = own("heap");
+    stack = own("stack");
+    file_private = own("file_private");
+    file_shared = own("file_shared");
+    shared_anonymous = own("shared_anonymous");
+    guards = own("guards");
+    hugetlb = own("hugetlb");
+    mlock = own("mlock");
+    mappings = own("mappings");
+    reserve = own("reserve");
+    vdso = own("vdso");
+    mm_layout = own("mm_layout");
+
+    // Signals and timers.
+    signal_handlers = own("signal_handlers");
+    signal_pending = own("signal_pending");
+    sigmask = own("sigmask");
+    altstack = own("altstack");
+    itimers = own("itimers");
+    posix_timers = own("posix_timers");
+
+    // Identity.
+    credentials = own("credentials");
+    no_new_privs = own("no_new_privs");
+    rlimits = own("rlimits");
+    umask_cwd = own("umask_cwd");
+    scheduling = own("scheduling");
+    oom_score_adj = own("oom_score_adj");
+    comm = own("comm");
+    personality = own("personality");
+    dumpable = own("dumpable");
+
+    // Descriptors.
+    files = own("files");
+    many_files = own("many_files");
+    directories = own("directories");
+    devices = own("devices");
+    pipes = own("pipes");
+    fifos = own("fifos");
+    eventfd = own("eventfd");
+    epoll = own("epoll");
+    pty = own("pty");
+
+    // Other C libraries, static binaries, other runtimes.
+    glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);
+    glibc_static_syscalls = Subject::variant("glibc_static_syscalls", "syscalls", Compiler::GccStatic);
+    musl_threads = Subject::variant("musl_threads", "threads", Compiler::Musl);
+    musl_syscalls = Subject::variant("musl_syscalls", "syscalls", Compiler::Musl);
+    musl_static_threads = Subject::variant("musl_static_threads", "threads", Compiler::MuslStatic);
+    musl_static_forking = Subject::variant("musl_static_forking", "forking", Compiler::MuslStatic);
+    go = Subject::variant("go_program", "go", Compiler::Go);
+}
+
+#[test]
+fn every_source_is_covered() {
+    let elsewhere = ["file_changed", "refused_"]; // have scenarios of their own
+    for entry in std::fs::read_dir(manifest_dir().join("subjects"))
+        .unwrap()
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let stem = name
+            .strip_suffix(".c")
+            .unwrap_or(if name == "go" { "go" } else { continue });
+        let covered = COVERED.iter().any(|subject| subject.source == stem);
+        let special = elsewhere.iter().any(|prefix| stem.starts_with(prefix));
+        assert!(covered || special, "{name} is in no table");
+    }
+}

@@ -1,0 +1,127 @@
+//! The ways in which a subject is interrupted.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::{Job, Subject, helper, skip};
+
+/// How checkpoints are taken and restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// One whole checkpoint, the job running on; then everything is killed; one eager restore.
+    Full,
+    /// The same, killed by `checkpoint --kill`.
+    Killed,
+    /// Not killed at all: the checkpointed job itself runs to its end.
+    RunsOn,
+}
+
+impl Way {
+    /// The arguments of each checkpoint, in order.
+    fn checkpoints(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Full | Self::RunsOn => &[&[]],
+            Self::Killed => &[&["--kill"]],
+        }
+    }
+
+    /// The arguments of the restore; none without one.
+    fn restore(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Full | Self::Killed => Some(&[]),
+            Self::RunsOn => None,
+        }
+    }
+}
+
+/// Whether the job's process ids are free when it is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pids {
+    /// As the job left them.
+    Free,
+    /// Taken by others, the root's first of all.
+    Taken,
+}
+
+/// Runs a subject, interrupts it, and expects a PASS.
+///
+/// # Panics
+/// When anything else happens.
+pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
+    let Some(mut job) = Job::start(subject) else {
+        return;
+    };
+    let taken = job.processes();
+    for arguments in way.checkpoints() {
+        let _ = job.checkpoint(arguments).expect(0);
+    }
+    let Some(arguments) = way.restore() else {
+        job.go();
+        return job.finish();
+    };
+    job.kill_all();
+    let _holder = match pids {
+        Pids::Free => None,
+        Pids::Taken => match hold(&taken) {
+            Ok(holder) => Some(holder),
+            Err(why) => return skip(subject.name, &why),
+        },
+    };
+    job.go();
+    job.restore(arguments);
+    job.finish();
+}
+
+/// Runs a subject without ckptd, to its PASS.
+///
+/// # Panics
+/// When anything else happens.
+pub fn uninterrupted(subject: &Subject) {
+    if let Some(mut job) = Job::start_alone(subject, &[]) {
+        job.go();
+        job.finish();
+    }
+}
+
+/// Runs a subject that damages its own state, and expects that it notices.
+///
+/// # Panics
+/// When it does not.
+pub fn sabotaged(subject: &Subject) {
+    if let Some(mut job) = Job::start_alone(subject, &[("SUBJECT_SABOTAGE", "1")]) {
+        job.go();
+        let code = job.wait();
+        assert!(
+            code == 1 && job.output().contains("DIFF"),
+            "the damage went unnoticed\n{job}"
+        );
+    }
+}
+
+/// A process that holds process ids, killed when this is dropped.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Takes `pids`; `Err` says why that is not possible.
+fn hold(pids: &[i32]) -> Result<Holder, String> {
+    let mut command = Command::new(helper("holdpid"));
+    command
+        .args(pids.iter().map(ToString::to_string))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
+    let mut child = command.spawn().expect("holdpid");
+    let mut line = String::new();
+    let _ = BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line);
+    let holder = Holder(child);
+    if line == "HELD\n" {
+        Ok(holder)
+    } else {
+        Err("process ids cannot be taken (CAP_CHECKPOINT_RESTORE)".into())
+    }
+}

@@ -1,0 +1,220 @@
+//! Tasks under ptrace(2). A [`Running`] task can only be interrupted and waited for; registers, memory and
+//! signals belong to a [`Stopped`] one.
+
+use std::io;
+
+use crate::sys;
+
+/// General registers as `PTRACE_GETREGSET(NT_PRSTATUS)` gives them on x86-64.
+pub type Registers = libc::user_regs_struct;
+
+/// New processes and threads of a traced task are traced from their first instruction on, and an exec is reported.
+pub const FOLLOW: i32 = libc::PTRACE_O_TRACESYSGOOD
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC;
+
+/// A task that we trace and that runs (or is on its way into a stop nobody has seen yet).
+#[derive(Debug)]
+pub struct Running {
+    tid: i32,
+}
+
+/// A task in a ptrace stop. Dropping it leaves it stopped; it runs on when its tracer ends or detaches.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: i32,
+    stop: Stop,
+}
+
+/// Why a task stopped (ptrace(2), "Stopped states").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// `PTRACE_INTERRUPT` took effect, or a new task was attached automatically.
+    Interrupt,
+    /// Job control: the process as a whole is stopped by this signal.
+    Group(i32),
+    /// A signal is about to be delivered; it is dropped unless it is passed on when resuming.
+    Signal(i32),
+    /// `PTRACE_EVENT_*`.
+    Event(i32),
+    /// Entry to or exit from a system call.
+    Syscall,
+}
+
+/// What waiting for a task found.
+#[derive(Debug)]
+pub enum Waited {
+    /// It is in a ptrace stop.
+    Stopped(Stopped),
+    /// It has ended (or is a zombie). It has not been reaped: its parent, even if that is us, still can.
+    Gone,
+}
+
+impl Running {
+    /// Attaches to a task of somebody else's without stopping it (`PTRACE_SEIZE`). Should the tracer die, the task
+    /// runs on untouched.
+    ///
+    /// # Errors
+    /// EPERM: no right, or somebody else traces it; ESRCH: gone.
+    pub fn seize(tid: i32, options: i32) -> io::Result<Self> {
+        sys::ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64)?;
+        Ok(Self { tid })
+    }
+
+    /// A task that a traced parent has just created, already attached through [`FOLLOW`].
+    pub fn attached(tid: i32) -> Self {
+        Self { tid }
+    }
+
+    /// The task's id.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Asks the task to stop; [`Running::wait`] sees it stopped.
+    pub fn interrupt(&self) -> io::Result<()> {
+        sys::ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0)
+    }
+
+    /// Waits until the task stops or ends.
+    pub fn wait(self) -> io::Result<Waited> {
+        match sys::wait(self.tid, true)? {
+            Some(waited) => Ok(Self::waited(self.tid, waited)),
+            None => Ok(Waited::Gone),
+        }
+    }
+
+    /// As [`Running::wait`], without waiting: the task itself when nothing has happened yet.
+    pub fn poll(self) -> io::Result<Result<Waited, Running>> {
+        Ok(match sys::wait(self.tid, false)? {
+            Some(waited) => Ok(Self::waited(self.tid, waited)),
+            None => Err(self),
+        })
+    }
+
+    fn waited(tid: i32, waited: sys::Wait) -> Waited {
+        let status = match waited {
+            sys::Wait::Ended => return Waited::Gone,
+            sys::Wait::Stopped(status) => status,
+        };
+        let signal = libc::WSTOPSIG(status);
+        let stop = match status >> 16 {
+            0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+            0 => Stop::Signal(signal),
+            libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupt,
+            libc::PTRACE_EVENT_STOP => Stop::Group(signal),
+            event => Stop::Event(event),
+        };
+        Waited::Stopped(Stopped { tid, stop })
+    }
+}
+
+impl Stopped {
+    /// The task's id.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Why it stopped.
+    pub fn stop(&self) -> Stop {
+        self.stop
+    }
+
+    /// Lets the task run, delivering `signal` (0: none) if it stopped to receive one.
+    pub fn resume(self, signal: i32) -> io::Result<Running> {
+        self.restart(libc::PTRACE_CONT, signal)
+    }
+
+    /// Lets the task run up to its next entry to or exit from a system call.
+    pub fn resume_to_syscall(self) -> io::Result<Running> {
+        self.restart(libc::PTRACE_SYSCALL, 0)
+    }
+
+    fn restart(self, request: u32, signal: i32) -> io::Result<Running> {
+        sys::ptrace(request, self.tid, 0, signal as u64)?;
+        Ok(Running { tid: self.tid })
+    }
+
+    /// Lets the task go for good, delivering `signal` (0: none).
+    pub fn detach(self, signal: i32) -> io::Result<()> {
+        sys::ptrace(libc::PTRACE_DETACH, self.tid, 0, signal as u64)
+    }
+
+    /// Replaces the trace options (`PTRACE_O_*`).
+    pub fn set_options(&self, options: i32) -> io::Result<()> {
+        sys::ptrace(libc::PTRACE_SETOPTIONS, self.tid, 0, options as u64)
+    }
+
+    /// The id of the new task, at a fork, vfork or clone event.
+    pub fn event_message(&self) -> io::Result<u64> {
+        sys::ptrace_event_message(self.tid)
+    }
+
+    /// General registers.
+    pub fn registers(&self) -> io::Result<Registers> {
+        sys::ptrace_registers(self.tid)
+    }
+
+    /// Sets the general registers. With `orig_rax` a system call's number and `rax` one of the kernel's -ERESTART*
+    /// codes, the kernel continues that call when the task is resumed from an interrupt or signal stop
+    /// (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
+    pub fn set_registers(&self, registers: &Registers) -> io::Result<()> {
+        sys::ptrace_set_registers(self.tid, registers)
+    }
+
+    /// The whole xsave area (`NT_X86_XSTATE`), in the standard format.
+    pub fn xstate(&self) -> io::Result<Vec<u8>> {
+        sys::ptrace_xstate(self.tid)
+    }
+
+    /// Sets the xsave area.
+    ///
+    /// # Errors
+    /// EINVAL when this CPU lacks a component that is in use.
+    pub fn set_xstate(&self, area: &[u8]) -> io::Result<()> {
+        sys::ptrace_set_xstate(self.tid, area)
+    }
+
+    /// The signal mask; bit n-1 is signal n.
+    pub fn signal_mask(&self) -> io::Result<u64> {
+        sys::ptrace_signal_mask(self.tid)
+    }
+
+    /// Sets the signal mask.
+    pub fn set_signal_mask(&self, mask: u64) -> io::Result<()> {
+        sys::ptrace_set_signal_mask(self.tid, mask)
+    }
+
+    /// Signals pending for this thread, or with `shared` for its whole process, in queue order, each as the
+    /// kernel's siginfo_t.
+    pub fn pending_signals(&self, shared: bool) -> io::Result<Vec<[u8; 128]>> {
+        sys::ptrace_pending_signals(self.tid, shared)
+    }
+
+    /// siginfo_t of the signal the task has stopped for.
+    pub fn signal_info(&self) -> io::Result<[u8; 128]> {
+        sys::ptrace_signal_info(self.tid)
+    }
+
+    /// Replaces the siginfo_t that is delivered with the signal the task has stopped for.
+    pub fn set_signal_info(&self, info: &[u8; 128]) -> io::Result<()> {
+        sys::ptrace_set_signal_info(self.tid, info)
+    }
+
+    /// The registered restartable-sequence area: address, size, signature, flags; zeros where there is none.
+    pub fn rseq(&self) -> io::Result<(u64, u32, u32, u32)> {
+        sys::ptrace_rseq(self.tid)
+    }
+
+    /// Writes into the task's memory whatever its protection; private pages are copied first
+    /// (mm/gup.c, FOLL_FORCE). `address` and the length must be multiples of 8.
+    pub fn poke(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
+        for (i, word) in bytes.chunks_exact(8).enumerate() {
+            let word = u64::from_ne_bytes(word.try_into().unwrap_or_default());
+            sys::ptrace(libc::PTRACE_POKEDATA, self.tid, address + 8 * i as u64, word)?;
+        }
+        Ok(())
+    }
+}

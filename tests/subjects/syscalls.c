@@ -1,11 +1,14 @@
 /* Threads caught inside system calls. Each call goes on as the kernel itself would have continued it: sleeps have slept
  * long enough and did not start anew, what waits for an event still waits, and calls that any stop interrupts give EINTR. */
 #include "subject.h"
-#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
+
+/* As in linux/futex.h, which not every C library's include path has. */
+enum { FUTEX_WAIT_PRIVATE = 128, FUTEX_WAKE_PRIVATE = 129, FUTEX_WAIT_BITSET_PRIVATE = 137 };
+#define FUTEX_BITSET_MATCH_ANY 0xffffffffu
 
 static const double LONG = 4.0;   /* seconds that the timed calls wait */
 static const double BEFORE = 2.0; /* of which these have passed when the checkpoint may come */

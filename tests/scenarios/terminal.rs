@@ -17,8 +17,7 @@ fn on_terminal(place: &Place, words: &[OsString], steps: &str) {
     command
         .arg(manifest_dir().join("tools/terminal.py"))
         .arg(script)
-        .args(words)
-        .env("PS1", "prompt> ");
+        .args(words);
     let output = run(command
         .env("HISTFILE", "")
         .env("TERM", "dumb")
@@ -93,6 +92,7 @@ fn job_control_works() {
     let line = joined(&under_run(&place, &name(&place)));
     let steps = format!(
         "
+send PS1='prompt''> '\\n
 expect prompt>
 send {line}\\n
 expect START terminal

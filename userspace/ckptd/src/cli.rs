@@ -1,0 +1,392 @@
+//! The command line.
+
+use crate::take::Compress;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Saves running Linux jobs to disk and brings them back: after a crash, a walltime limit or a reboot
+#[derive(Debug, Parser)]
+#[command(name = "ckptd", version, after_help = EXIT_STATUS, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status: that of the job for `run` and for `restore` in the foreground; else 0 done, 1 failed with the job
+unharmed, 2 wrong usage, 3 the checkpoint is damaged or this host cannot restore it. `run` gives 126 and 127, as
+shells do, when the command cannot be executed or is not found.
+
+Environment: CKPTD_DIR is the default of --dir; CKPTD_LOG (error, warn, info, debug, trace) says what is logged.
+
+Examples:
+  ckptd run --name heat ./heat -n 4096      start a job
+  ckptd checkpoint heat                     save it; it runs on
+  ckptd restore heat                        bring it back after it was lost";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a job and supervise it; its terminal, signals and exit status pass through untouched
+    Run(Run),
+    /// Save a running job; it runs on unless --kill is given
+    Checkpoint(Checkpoint),
+    /// Bring a job back from its checkpoint
+    Restore(Restore),
+    /// Show the jobs of a checkpoint directory, their checkpoints, and which of them run
+    List(List),
+    /// Show what a checkpoint holds: processes, memory, descriptors, sizes, times
+    Show(Show),
+    /// Read everything that checkpoints name and report any damage
+    Verify(Verify),
+    /// Delete old checkpoints, and what no checkpoint needs any more
+    Prune(Prune),
+    /// Tell what this kernel and user can do, what is missing, and how to get it
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Write manual pages
+    Man(Man),
+    /// Be the init of a restored job's pid namespace
+    #[command(hide = true)]
+    Init(Init),
+}
+
+impl Command {
+    /// Whether it should print JSON.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Self::Checkpoint(args) => args.output.json,
+            Self::Restore(args) => args.output.json,
+            Self::List(args) => args.output.json,
+            Self::Show(args) => args.output.json,
+            Self::Verify(args) => args.output.json,
+            Self::Prune(args) => args.output.json,
+            Self::Doctor(args) => args.output.json,
+            Self::Run(_) | Self::Completions(_) | Self::Man(_) | Self::Init(_) => false,
+        }
+    }
+}
+
+/// Where checkpoints are kept.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StoreDir {
+    /// The checkpoint directory [default: $CKPTD_DIR, else ./ckptd]
+    #[arg(long, value_name = "D")]
+    pub dir: Option<PathBuf>,
+}
+
+impl StoreDir {
+    /// The directory, absolute.
+    pub(crate) fn path(&self) -> PathBuf {
+        let from_environment = || {
+            std::env::var_os("CKPTD_DIR")
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from)
+        };
+        let dir = self
+            .dir
+            .clone()
+            .or_else(from_environment)
+            .unwrap_or_else(|| PathBuf::from("ckptd"));
+        std::path::absolute(&dir).unwrap_or(dir)
+    }
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Output {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd run ./solver input.dat                      a job named \"solver\"
+  ckptd run --name heat --dir /scratch/ck -- ./heat -v < in > out.log
+  ckptd run make -j8 && echo built                  the exit status is the job's own
+
+Signals sent to ckptd reach the job. When ckptd itself is killed, the job runs on.")]
+pub(crate) struct Run {
+    /// The job's name [default: the program's, with -2, -3, ... when a running job has it]
+    #[arg(long, value_name = "N")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub store: StoreDir,
+    /// The command to run, and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Arguments of `checkpoint`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd checkpoint heat                   save the job, which runs on
+  ckptd checkpoint --kill heat            save it and end it, without letting it run in between
+  ckptd checkpoint --pid 4321 --name db   save a process and its descendants, whoever started them
+  ckptd checkpoint --compress max heat    take less room, and more time
+
+What could not be restored is refused before anything is written, with the reason and what to do about it.")]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["job", "pid"]))]
+pub(crate) struct Checkpoint {
+    /// A job started by `ckptd run` or `ckptd restore`
+    pub job: Option<String>,
+    /// A process, to be saved with its descendants
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub pid: Option<u32>,
+    /// With --pid: the job's name [default: the process's, with its pid]
+    #[arg(long, value_name = "N", requires = "pid")]
+    pub name: Option<String>,
+    /// The checkpoint directory [default: the one given to `ckptd run`; with --pid $CKPTD_DIR, else ./ckptd]
+    #[arg(long, value_name = "D")]
+    pub dir: Option<PathBuf>,
+    /// Kill the job (SIGKILL) once its checkpoint is safely on disk
+    #[arg(long)]
+    pub kill: bool,
+    /// How hard to compress memory
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub compress: Compress,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// What to do with files that changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Files {
+    /// Cut each back to its size at the checkpoint; what is cut off is kept beside it
+    #[default]
+    Truncate,
+    /// Leave them as they are
+    Keep,
+    /// Do not restore
+    Fail,
+}
+
+impl From<Files> for engine::FilesPolicy {
+    fn from(files: Files) -> Self {
+        match files {
+            Files::Truncate => Self::Truncate,
+            Files::Keep => Self::Keep,
+            Files::Fail => Self::Fail,
+        }
+    }
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd restore heat                              in the foreground, on this terminal; ends as the job ends
+  ckptd restore --detach --pidfile heat.pid heat  in the background
+  ckptd restore --at 3 heat                       from checkpoint 3, not the latest
+  ckptd restore --dry-run heat                    print the steps, do nothing
+  ckptd restore --dir /mnt/backup/ck              the only job of that directory
+
+Pids are as they were; where one is taken, the job gets a pid namespace of its own in which they are.")]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["job", "dir"]))]
+pub(crate) struct Restore {
+    /// The job [default: the only one in the directory]
+    pub job: Option<String>,
+    #[command(flatten)]
+    pub store: StoreDir,
+    /// The checkpoint's number [default: the latest]
+    #[arg(long, value_name = "SEQ")]
+    pub at: Option<u64>,
+    /// What to do with files that grew since the checkpoint
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub files: Files,
+    /// Let the job run in the background, and return once it does
+    #[arg(long)]
+    pub detach: bool,
+    /// Write the pid of the job's first process to this file
+    #[arg(long, value_name = "F", requires = "detach")]
+    pub pidfile: Option<PathBuf>,
+    /// Print the steps that would be taken, and take none
+    #[arg(long, conflicts_with = "detach")]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub output: Output,
+    /// This is the process in the background; descriptor 3 leads to the one that started it
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd list
+  ckptd list --dir /scratch/ck --json | jq '.[].name'")]
+pub(crate) struct List {
+    #[command(flatten)]
+    pub store: StoreDir,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `show`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd show heat                 the latest checkpoint of the job
+  ckptd show --at 2 heat          an older one
+  ckptd show --mappings heat      with every mapping of every process")]
+pub(crate) struct Show {
+    /// The job [default: the only one in the directory]
+    pub job: Option<String>,
+    #[command(flatten)]
+    pub store: StoreDir,
+    /// The checkpoint's number [default: the latest]
+    #[arg(long, value_name = "SEQ")]
+    pub at: Option<u64>,
+    /// Show every mapping
+    #[arg(long)]
+    pub mappings: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd verify                    every checkpoint of every job
+  ckptd verify heat               every checkpoint of one job
+  ckptd verify --at 3 heat && rsync -a ckptd/ backup:ckptd/
+
+Exit status 3 when anything is damaged: each line names the checkpoint, process and addresses it hurts.")]
+pub(crate) struct Verify {
+    /// The job [default: all]
+    pub job: Option<String>,
+    #[command(flatten)]
+    pub store: StoreDir,
+    /// The checkpoint's number [default: all]
+    #[arg(long, value_name = "SEQ", requires = "job")]
+    pub at: Option<u64>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `prune`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd prune --keep 2 heat             keep the job's two latest checkpoints
+  ckptd prune --keep 1 --dry-run        say what would go, of every job
+  ckptd prune --keep 0 heat             delete all of its checkpoints
+  ckptd prune                           delete only what interrupted checkpoints left behind")]
+pub(crate) struct Prune {
+    /// The job [default: all]
+    pub job: Option<String>,
+    #[command(flatten)]
+    pub store: StoreDir,
+    /// How many of the latest checkpoints of each job to keep [default: all; only what no checkpoint needs goes]
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// Delete nothing, only tell
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd doctor
+  ckptd doctor --json | jq '.[] | select(.state == \"missing\")'")]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd completions bash > /etc/bash_completion.d/ckptd
+  ckptd completions fish > ~/.config/fish/completions/ckptd.fish")]
+pub(crate) struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd man /usr/local/share/man/man1   write ckptd.1, ckptd-run.1, ...
+  ckptd man | man -l -                  read the first of them")]
+pub(crate) struct Man {
+    /// Where the pages go; without it, ckptd.1 goes to standard output
+    pub dir: Option<PathBuf>,
+}
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// A FIFO that takes what becomes of the root
+    #[arg(long)]
+    pub status: PathBuf,
+    /// The job's root, a child of this process
+    pub root: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Cli::command()
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set())
+        {
+            let help = command.get_after_help().unwrap_or_default().to_string();
+            assert!(help.contains("Examples:"), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn the_jobs_own_options_are_left_to_it() {
+        let cli = Cli::try_parse_from([
+            "ckptd", "run", "--name", "x", "prog", "--name", "y", "--", "z",
+        ])
+        .unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(run.name.as_deref(), Some("x"));
+        assert_eq!(run.command, ["prog", "--name", "y", "--", "z"]);
+        assert!(Cli::try_parse_from(["ckptd", "run", "--nmae", "x", "prog"]).is_err());
+        assert!(Cli::try_parse_from(["ckptd", "run", "--", "-odd-program", "-x"]).is_ok());
+    }
+
+    #[test]
+    fn restore_takes_a_job_or_a_directory() {
+        assert!(Cli::try_parse_from(["ckptd", "restore"]).is_err());
+        assert!(Cli::try_parse_from(["ckptd", "restore", "--dir", "/s"]).is_ok());
+        assert!(Cli::try_parse_from(["ckptd", "restore", "--dir", "/s", "heat"]).is_ok());
+    }
+
+    #[test]
+    fn checkpoint_takes_a_job_or_a_pid() {
+        assert!(Cli::try_parse_from(["ckptd", "checkpoint"]).is_err());
+        assert!(Cli::try_parse_from(["ckptd", "checkpoint", "heat", "--pid", "4"]).is_err());
+        assert!(Cli::try_parse_from(["ckptd", "checkpoint", "--pid", "0"]).is_err());
+        assert!(Cli::try_parse_from(["ckptd", "checkpoint", "--pid", "4", "--kill"]).is_ok());
+    }
+}

@@ -1,0 +1,178 @@
+//! `ckptd restore`: rebuilds a job and becomes its supervisor.
+
+use super::pick;
+use crate::cli::Restore;
+use crate::failure::{Exit, Failure};
+use crate::output::{print, print_json};
+use crate::progress::Meter;
+use crate::registry::{Registry, write_atomically};
+use crate::supervisor::{self, Post, Signals};
+use engine::RestoreOptions;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What the process in the background tells the one that started it, and what that one prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Running {
+    job: String,
+    sequence: u64,
+    /// The root, as seen from here.
+    pid: u32,
+    /// It has a pid namespace of its own.
+    namespace: bool,
+}
+
+/// The plan, for scripts.
+#[derive(Serialize)]
+struct DryRun {
+    job: String,
+    sequence: u64,
+    namespace: bool,
+    steps: Vec<String>,
+}
+
+/// Ends as the job ends, or with --detach once it runs.
+pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
+    if args.detach && !args.background {
+        return detach(args);
+    }
+    // The first thing: the way back must not stay open in what is started later.
+    let report = if args.background {
+        Some(take_report()?)
+    } else {
+        None
+    };
+    let dir = args.store.path();
+    let job = pick(&dir, args.job.as_deref())?;
+    let checkpoint = job.checkpoint(args.at)?;
+    let meter = Meter::new();
+    let mut options = RestoreOptions {
+        files: args.files.into(),
+        init: Vec::new(),
+        progress: &meter,
+    };
+
+    if args.dry_run {
+        let plan = engine::plan(&checkpoint, &options)?;
+        if args.output.json {
+            let (job, sequence) = (job.name().to_owned(), checkpoint.sequence());
+            print_json(&DryRun {
+                job,
+                sequence,
+                namespace: plan.namespace(),
+                steps: plan.lines(),
+            });
+        } else {
+            print(&plan.to_string());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let registry = Registry::open()?;
+    let claim = registry
+        .claim(job.name(), false, &dir, &checkpoint.snapshot().command)
+        .map_err(|failure| {
+            let help = "it would run twice; end the one that runs first, or see `ckptd list`";
+            if failure.exit == Exit::Failed {
+                failure.help(help)
+            } else {
+                failure
+            }
+        })?;
+    let status = Post::status_path(&claim);
+    let post = Post::prepare(claim)?;
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::because("cannot find ckptd itself", error))?;
+    options.init = vec![
+        program,
+        PathBuf::from("init"),
+        PathBuf::from("--status"),
+        status,
+    ];
+    let plan = engine::plan(&checkpoint, &options)?;
+    // Signals stay as they are until the job runs: Ctrl-C ends a restore that is under way.
+    let rebuilt = engine::rebuild(&checkpoint, &plan, &options)?;
+    let signals = Signals::block()?;
+    drop(meter);
+
+    let running = Running {
+        job: job.name().to_owned(),
+        sequence: checkpoint.sequence(),
+        pid: rebuilt.root,
+        namespace: rebuilt.init.is_some(),
+    };
+    drop(checkpoint);
+    if let Some(pidfile) = &args.pidfile {
+        // The job runs: a file that cannot be written does not end it.
+        if let Err(error) = write_atomically(pidfile, format!("{}\n", rebuilt.root).as_bytes()) {
+            Failure::because(format!("cannot write {}", pidfile.display()), error).print(false);
+        }
+    }
+    if let Some(mut report) = report {
+        let line = serde_json::to_string(&running).unwrap_or_default();
+        if let Err(error) = writeln!(report, "{line}") {
+            tracing::debug!("whoever started the restore has gone: {error}");
+        }
+    }
+    post.supervise(signals, rebuilt.root, rebuilt.init).mirror()
+}
+
+/// Starts ckptd anew as the job's supervisor in a process group of its own, as a shell does with `&`, and waits
+/// until it says that the job runs, or ends because it does not.
+fn detach(args: &Restore) -> Result<ExitCode, Failure> {
+    let (receiver, sender) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        .map_err(|errno| Failure::because("cannot make a pipe to the supervisor", errno))?;
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    // Before anything that could end the options.
+    arguments.insert(
+        arguments
+            .iter()
+            .position(|word| word == "restore")
+            .map_or(1, |at| at + 1),
+        "--background".into(),
+    );
+    let child = supervisor::spawn_self_in_background(&arguments, sender.as_raw_fd())?;
+    drop(sender);
+
+    let mut line = String::new();
+    let read = BufReader::new(File::from(receiver)).read_line(&mut line);
+    if let (Ok(1..), Ok(running)) = (read, serde_json::from_str::<Running>(&line)) {
+        if args.output.json {
+            print_json(&running);
+        } else {
+            let Running {
+                job, sequence, pid, ..
+            } = running;
+            print(&format!(
+                "{job}: restored from checkpoint {sequence}, running as process {pid}\n"
+            ));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // It has said itself why.
+    let child = i32::try_from(child).ok().and_then(Pid::from_raw);
+    let ended = waitpid(child, WaitOptions::empty()).ok().flatten();
+    match ended
+        .and_then(|(_, status)| status.exit_status())
+        .and_then(|status| u8::try_from(status).ok())
+    {
+        Some(status @ 1..) => Ok(ExitCode::from(status)),
+        _ => Err(Failure::new("the restore was ended before the job ran")),
+    }
+}
+
+/// The pipe that `detach` left as descriptor 3, under a number that is closed on exec.
+fn take_report() -> Result<File, Failure> {
+    let opened = File::options().write(true).open("/proc/self/fd/3");
+    let report = opened.map_err(|error| {
+        Failure::because("--background is for ckptd itself", error).exit(Exit::Usage)
+    })?;
+    nix::unistd::close(3).map_err(|errno| Failure::because("cannot close descriptor 3", errno))?;
+    Ok(report)
+}

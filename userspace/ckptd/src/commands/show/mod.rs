@@ -1,0 +1,24 @@
+//! `ckptd show`: what a checkpoint holds.
+
+mod describe;
+mod model;
+mod text;
+
+use super::pick;
+use crate::cli::Show;
+use crate::failure::Failure;
+use crate::output::{print, print_json};
+use std::process::ExitCode;
+
+/// Prints it.
+pub(crate) fn execute(args: &Show) -> Result<ExitCode, Failure> {
+    let job = pick(&args.store.path(), args.job.as_deref())?;
+    let checkpoint = job.checkpoint(args.at)?;
+    let model = model::Checkpoint::new(&checkpoint)?;
+    if args.output.json {
+        print_json(&model);
+    } else {
+        print(&text::render(&model, args.mappings));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,36 @@
+//! Checkpoint and restart for Linux jobs: the commands, and the supervisor of one job.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod doctor;
+mod failure;
+mod output;
+mod process;
+mod progress;
+mod registry;
+mod report;
+mod supervisor;
+mod take;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("CKPTD_LOG")
+                .unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let json = cli.command.json();
+    match commands::execute(cli.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            failure.print(json);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The supervisor of one job: what `ckptd run` is, and `ckptd restore` becomes.
+//!
+//! It is the parent of the job's root and adopts the job's orphans, passes signals on, stops and ends as the root
+//! does, and takes checkpoints when a client asks for them. It has one thread, and nothing of it is inside the job:
+//! when it is killed, the job runs on.
+
+mod control;
+mod ended;
+pub(crate) mod protocol;
+mod signals;
+mod spawn;
+pub(crate) mod status;
+
+pub(crate) use ended::Ended;
+pub(crate) use signals::Signals;
+pub(crate) use spawn::{spawn, spawn_self_in_background};
+
+use crate::failure::Failure;
+use crate::process::{self, ProcessId};
+use crate::registry::Claim;
+use crate::report::Report;
+use crate::take::{self, Target};
+use control::Control;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use protocol::{Reply, Request};
+use rustix::process::{WaitOptions, waitpid};
+use signals::Surroundings;
+use status::{Fifo, News};
+use std::os::fd::AsFd;
+
+/// What must be ready before the job starts.
+pub(crate) struct Post {
+    claim: Claim,
+    control: Control,
+    fifo: Fifo,
+}
+
+impl Post {
+    /// Makes ckptd the adopter of orphans and the socket that clients connect to.
+    pub(crate) fn prepare(claim: Claim) -> Result<Self, Failure> {
+        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| {
+            Failure::because("cannot become the adopter of the job's orphans", errno)
+        })?;
+        let control = Control::listen(&claim.path().join("control.sock"))?;
+        let fifo = Fifo::create(&Self::status_path(&claim))?;
+        Ok(Self {
+            claim,
+            control,
+            fifo,
+        })
+    }
+
+    /// Where an init reports the root's status.
+    pub(crate) fn status_path(claim: &Claim) -> std::path::PathBuf {
+        claim.path().join("status")
+    }
+
+    /// Supervises the job until its root ends. `init` is the init of the job's own pid namespace.
+    pub(crate) fn supervise(mut self, signals: Signals, root: u32, init: Option<u32>) -> Ended {
+        // The job runs already: without an entry it can be checkpointed by --pid only, but that is no reason to end it.
+        if let Err(failure) = self.claim.set_running(root, init) {
+            failure.print(false);
+        }
+        let root_id = self.claim.state().root;
+        let mut supervisor = Supervisor {
+            post: self,
+            signals,
+            root,
+            root_id,
+            init,
+            last: None,
+            kept: None,
+        };
+        let ended = supervisor.work();
+        supervisor.say_goodbye();
+        ended
+    }
+}
+
+struct Supervisor {
+    post: Post,
+    signals: Signals,
+    root: u32,
+    root_id: Option<ProcessId>,
+    init: Option<u32>,
+    /// What the init last said of the root's end.
+    last: Option<Ended>,
+    /// The checkpoint after which the job was killed.
+    kept: Option<Report>,
+}
+
+impl Supervisor {
+    fn work(&mut self) -> Ended {
+        loop {
+            if let Some(ended) = self.reap().or_else(|| self.hear_init()) {
+                return ended;
+            }
+            self.wait();
+            while let Some(received) = self.signals.next() {
+                if received.is_for_root(self) {
+                    signals::send(self.root, received.signal);
+                }
+            }
+            for (Request::Checkpoint(order), answer) in self.post.control.requests() {
+                let state = self.post.claim.state();
+                let reaper = self.init.unwrap_or_else(std::process::id);
+                let target = Target::supervised(self.root, reaper, std::process::id());
+                match take::take(&state.name, &order, target, &answer) {
+                    Ok(report) => {
+                        if order.kill {
+                            self.kept = Some(report.clone());
+                        }
+                        answer.finish(&Reply::Done(report));
+                    }
+                    Err(failure) => answer.finish(&Reply::Failed(failure)),
+                }
+            }
+        }
+    }
+
+    /// Until there is something to do.
+    fn wait(&self) {
+        let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+        let fifo = PollFd::new(self.post.fifo.as_fd(), PollFlags::POLLIN);
+        let control = self
+            .post
+            .control
+            .descriptors()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut descriptors: Vec<PollFd<'_>> = [signals, fifo].into_iter().chain(control).collect();
+        // Every signal is blocked, so nothing interrupts it; and if something did, one more turn does no harm.
+        let _ = poll(&mut descriptors, PollTimeout::NONE);
+    }
+
+    /// Takes note of every child that has ended or stopped, adopted ones too.
+    fn reap(&mut self) -> Option<Ended> {
+        let watched = self.init.unwrap_or(self.root);
+        while let Ok(Some((pid, status))) =
+            waitpid(None, WaitOptions::NOHANG | WaitOptions::UNTRACED)
+        {
+            if pid.as_raw_nonzero().get().unsigned_abs() != watched {
+                continue;
+            }
+            if let Some(ended) = Ended::from_status(status) {
+                if self.init.is_none() {
+                    return Some(ended);
+                }
+                // Its last words may not be read yet; when it had none, the whole namespace was killed with it.
+                return Some(
+                    self.hear_init()
+                        .unwrap_or(Ended::Killed(nix::libc::SIGKILL)),
+                );
+            }
+            if let (None, Some(signal)) = (self.init, status.stopping_signal()) {
+                signals::stop_like(signal);
+            }
+        }
+        None
+    }
+
+    /// What the init of the job's namespace says of the root.
+    fn hear_init(&mut self) -> Option<Ended> {
+        for news in self.post.fifo.news() {
+            match news {
+                News::Ended(ended) => self.last = Some(ended),
+                News::Stopped(signal) => signals::stop_like(signal),
+                News::Continued => {}
+            }
+        }
+        self.last
+    }
+
+    fn say_goodbye(&self) {
+        if let Some(report) = &self.kept {
+            eprintln!(
+                "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}",
+                report.job,
+                report.sequence,
+                crate::output::command_line(&[report.dir.to_string_lossy()]),
+                report.job
+            );
+        }
+    }
+}
+
+impl Surroundings for Supervisor {
+    fn leads_session(&self) -> bool {
+        nix::unistd::getsid(None).is_ok_and(|leader| leader == nix::unistd::getpid())
+    }
+
+    fn is_ours(&self, pid: u32) -> bool {
+        process::descends_from(pid, std::process::id())
+    }
+
+    fn root_is_stopped(&self) -> bool {
+        self.root_id.is_some_and(ProcessId::is_stopped)
+    }
+}

@@ -1,0 +1,111 @@
+//! Taking a checkpoint: the one place where a client's or supervisor's order meets the engine.
+
+use crate::failure::Failure;
+use crate::report::Report;
+use clap::ValueEnum;
+use engine::{CheckpointOptions, Progress, Scope};
+use images::{Compression, Job, Store};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// How hard to compress pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Compress {
+    /// Not at all
+    None,
+    /// What costs little
+    #[default]
+    Fast,
+    /// As small as is reasonable; several times slower
+    Max,
+}
+
+impl From<Compress> for Compression {
+    fn from(compress: Compress) -> Self {
+        match compress {
+            Compress::None => Self::None,
+            Compress::Fast => Self::Fast,
+            Compress::Max => Self::Max,
+        }
+    }
+}
+
+/// What a user wants of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Order {
+    /// The store, absolute.
+    pub dir: PathBuf,
+    /// How hard to compress pages.
+    pub compress: Compress,
+    /// Kill the job once the checkpoint is on disk.
+    pub kill: bool,
+}
+
+/// The processes of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Which they are.
+    pub scope: Scope,
+    /// Whose standard input, output and error lead out of the job.
+    pub stdio_of: u32,
+}
+
+impl Target {
+    /// A job whose orphans `reaper` adopts, and that got its standard streams from `stdio_of`.
+    pub(crate) fn supervised(root: u32, reaper: u32, stdio_of: u32) -> Self {
+        Self {
+            scope: Scope::Supervised { root, reaper },
+            stdio_of,
+        }
+    }
+
+    /// A process and its descendants.
+    pub(crate) fn tree(root: u32) -> Self {
+        Self {
+            scope: Scope::Tree { root },
+            stdio_of: root,
+        }
+    }
+}
+
+/// Takes a checkpoint of `target` as one of job `name`.
+pub(crate) fn take(
+    name: &str,
+    order: &Order,
+    target: Target,
+    progress: &dyn Progress,
+) -> Result<Report, Failure> {
+    let job = Store::create(&order.dir)?.create_job(name)?;
+    let taken = take_into(&job, order, target, progress);
+    if taken.is_err() {
+        // What was made for nothing goes again; what is not empty stays.
+        for dir in [&job.path().join("segments"), job.path(), &order.dir] {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+    taken
+}
+
+fn take_into(
+    job: &Job,
+    order: &Order,
+    target: Target,
+    progress: &dyn Progress,
+) -> Result<Report, Failure> {
+    let options = CheckpointOptions {
+        scope: target.scope,
+        job,
+        compression: order.compress.into(),
+        kill: order.kill,
+        stdio_of: target.stdio_of,
+        progress,
+    };
+    let report = engine::checkpoint(&options)?;
+    Ok(Report::new(
+        report,
+        job.name(),
+        order.dir.clone(),
+        order.kill,
+    ))
+}

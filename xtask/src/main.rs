@@ -1,0 +1,43 @@
+//! What developers and first-time users run: `cargo xtask VERB`.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod setup;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Chores of the ckptd project
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install what is missing, build, and show a job that is saved, killed and brought back
+    Demo(demo::Args),
+    /// Install what is missing, build, and run all checks and tests
+    Test(test::Args),
+    /// Install what is missing
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Demo(args) => demo::execute(&args),
+        Verb::Test(args) => test::execute(&args),
+        Verb::Setup => setup::everything(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

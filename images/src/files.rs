@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::{Error, Result};
 
@@ -101,6 +102,21 @@ pub(crate) fn names(path: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The most bytes that this process may give a file.
+pub(crate) fn size_limit() -> u64 {
+    // It cannot fail for a resource that exists.
+    getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft)
+}
+
+/// Fails where the kernel would, but without the SIGXFSZ that ends a process which asks it.
+pub(crate) fn check_size(length: u64, limit: u64) -> io::Result<()> {
+    if length > limit {
+        Err(io::Error::from_raw_os_error(libc::EFBIG))
+    } else {
+        Ok(())
+    }
 }
 
 /// 16 bytes that nobody has drawn before.

@@ -29,6 +29,8 @@ pub struct Writer {
     id: segment::Id,
     file: File,
     temporary: PathBuf,
+    /// The most bytes that a file may have (RLIMIT_FSIZE).
+    limit: u64,
     state: Mutex<State>,
     /// What to remove when this is dropped, newest last.
     garbage: Vec<PathBuf>,
@@ -96,6 +98,7 @@ impl Job {
             file,
             garbage: vec![temporary.clone()],
             temporary,
+            limit: files::size_limit(),
             state: Mutex::new(State {
                 end,
                 pages: 0,
@@ -178,8 +181,8 @@ impl Writer {
         let offset =
             self.state()
                 .add(space, chunk, &zero, &held, codec, stored.len() as u32, crc)?;
-        self.file
-            .write_all_at(stored, offset)
+        files::check_size(offset + stored.len() as u64, self.limit)
+            .and_then(|()| self.file.write_all_at(stored, offset))
             .map_err(Error::io("write", &self.temporary))?;
         scratch.pages = kept;
         Ok(())
@@ -239,7 +242,8 @@ impl Writer {
         let _ = std::fs::remove_file(&temporary);
         let mut file = files::create(&temporary)?;
         self.garbage.push(temporary.clone());
-        file.write_all(&bytes)
+        files::check_size(bytes.len() as u64, self.limit)
+            .and_then(|()| file.write_all(&bytes))
             .map_err(Error::io("write", &temporary))?;
         file.sync_all().map_err(Error::io("sync", &temporary))?;
         files::rename(&temporary, &path)?;
@@ -268,7 +272,9 @@ impl Writer {
         let hash = segment::hash(&header, footer);
         let tail = [footer, &segment::trailer(footer, &hash)].concat();
         let file = &self.file;
-        file.write_all_at(&tail, end)
+        let length = end + tail.len() as u64;
+        files::check_size(length, self.limit)
+            .and_then(|()| file.write_all_at(&tail, end))
             .and_then(|()| file.write_all_at(&header, 0))
             .map_err(Error::io("write", &self.temporary))?;
         file.sync_all()
@@ -277,7 +283,6 @@ impl Writer {
         files::rename(&self.temporary, &path)?;
         self.garbage.push(path);
         files::sync_dir(&self.job.segments())?;
-        let length = end + tail.len() as u64;
         Ok(proto::SegmentReference {
             id: self.id.into(),
             length,

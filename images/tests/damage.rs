@@ -1,5 +1,7 @@
 //! Whatever happens to the files, it is noticed, and no wrong byte is read.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::path::Path;
@@ -205,25 +207,25 @@ fn records_that_lead_elsewhere_are_refused() {
     type Change = fn(&mut proto::Manifest);
     let changes: &[(&str, Change)] = &[
         ("id", |manifest| {
-            manifest.segments[0].id = b"../../../etc/xyz".to_vec()
+            manifest.segments[0].id = b"../../../etc/xyz".to_vec();
         }),
         ("short id", |manifest| {
-            manifest.segments[0].id = b"../..".to_vec()
+            manifest.segments[0].id = b"../..".to_vec();
         }),
         ("hash", |manifest| manifest.segments[0].hash.clear()),
         ("length", |manifest| manifest.segments[0].length = u64::MAX),
         ("segment twice", |manifest| {
-            manifest.segments.push(manifest.segments[0].clone())
+            manifest.segments.push(manifest.segments[0].clone());
         }),
         ("layer", |manifest| manifest.spaces[0].layers[0].segment = 1),
         ("layer twice", |manifest| {
-            manifest.spaces[0].layers.extend_from_within(..)
+            manifest.spaces[0].layers.extend_from_within(..);
         }),
         ("space", |manifest| manifest.spaces[1].space = 9),
         ("space order", |manifest| manifest.spaces.swap(0, 1)),
         ("zero", |manifest| manifest.spaces[0].zero = vec![0xff; 40]),
         ("live", |manifest| {
-            manifest.spaces[0].layers[0].live = Some(manifest.spaces[1].zero.clone())
+            manifest.spaces[0].layers[0].live = Some(manifest.spaces[1].zero.clone());
         }),
         ("job", |manifest| manifest.job = "../job".into()),
         ("snapshot", |manifest| manifest.snapshot = None),

@@ -1,5 +1,7 @@
 //! The decoders, fed with what is almost right: they refuse it or take it, and never panic or take much memory.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use images::proto::{self, Codec};
@@ -39,7 +41,7 @@ fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
             Change::Flip(at, bit) => bytes[at.index(length)] ^= 1 << bit,
             Change::Cut(at) => bytes.truncate(at.index(length)),
             Change::Insert(at, new) => {
-                drop(bytes.splice(at.index(length)..at.index(length), new.iter().copied()))
+                drop(bytes.splice(at.index(length)..at.index(length), new.iter().copied()));
             }
             Change::Repeat(from, to) => {
                 let (from, to) = (from.index(length), to.index(length));

@@ -1,5 +1,7 @@
 //! What goes in comes out.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The store as a whole: what counts as a checkpoint, and what goes.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::path::PathBuf;

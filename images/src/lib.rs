@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod manifest;
 mod pageset;
+mod placement;
 mod prune;
 mod segment;
 mod store;

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -10,11 +9,11 @@ use nix::fcntl::Flock;
 use prost::Message as _;
 
 use crate::codec::{self, Scratch};
+use crate::placement::Placement;
 use crate::proto::{self, Codec};
 use crate::store::TEMPORARY;
 use crate::{
-    Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, PageSet, Result, files, manifest, pageset,
-    segment,
+    Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, Result, files, manifest, pageset, segment,
 };
 
 /// A checkpoint that is being written. Any number of threads may [`put`](Self::put) pages.
@@ -31,38 +30,10 @@ pub struct Writer {
     temporary: PathBuf,
     /// The most bytes that a file may have (RLIMIT_FSIZE).
     limit: u64,
-    state: Mutex<State>,
+    state: Mutex<Placement>,
     /// What to remove when this is dropped, newest last.
     garbage: Vec<PathBuf>,
     _lock: Flock<File>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Where the segment's next frame may begin.
-    end: u64,
-    pages: u64,
-    failed: bool,
-    spaces: BTreeMap<u64, Space>,
-}
-
-#[derive(Debug, Default)]
-struct Space {
-    frames: Vec<Frame>,
-    held: PageSet,
-    zero: PageSet,
-}
-
-#[derive(Debug)]
-struct Frame {
-    chunk: u64,
-    first: u64,
-    last: u64,
-    offset: u64,
-    length: u32,
-    crc: u32,
-    pages: u8,
-    codec: Codec,
 }
 
 /// A checkpoint that is safely on disk.
@@ -88,7 +59,6 @@ impl Job {
         let id = files::random_id()?;
         let temporary = self.segments().join(segment::file_name(&id) + TEMPORARY);
         let file = files::create(&temporary)?;
-        let end = segment::HEADER as u64;
         Ok(Writer {
             job: self.clone(),
             sequence: parent + 1,
@@ -99,12 +69,7 @@ impl Job {
             garbage: vec![temporary.clone()],
             temporary,
             limit: files::size_limit(),
-            state: Mutex::new(State {
-                end,
-                pages: 0,
-                failed: false,
-                spaces: BTreeMap::new(),
-            }),
+            state: Mutex::new(Placement::default()),
             _lock: lock,
         })
     }
@@ -201,7 +166,7 @@ impl Writer {
         snapshot: proto::Snapshot,
         mut statistics: proto::Statistics,
     ) -> Result<Committed> {
-        let mut state = std::mem::replace(&mut *self.state(), State::EMPTY);
+        let mut state = std::mem::take(&mut *self.state());
         if state.failed {
             return Err(Error::Incomplete {
                 job: self.job.name().into(),
@@ -290,7 +255,7 @@ impl Writer {
         })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, Placement> {
         // A thread that panicked has left numbers behind that are still true.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -319,125 +284,5 @@ fn check(pages: &[u64], data: &[u8]) -> Result<(), String> {
     match pages.last() {
         Some(&last) if last >= pageset::PAGE_LIMIT => Err(format!("there is no page {last:#x}")),
         _ => Ok(()),
-    }
-}
-
-impl State {
-    const EMPTY: Self = Self {
-        end: segment::HEADER as u64,
-        pages: 0,
-        failed: true,
-        spaces: BTreeMap::new(),
-    };
-
-    /// Notes a frame and gives it its place in the file.
-    fn add(
-        &mut self,
-        space: u64,
-        chunk: u64,
-        zero: &[u64],
-        held: &[u64],
-        codec: Codec,
-        length: u32,
-        crc: u32,
-    ) -> Result<u64> {
-        let entry = self.spaces.entry(space).or_default();
-        let twice = held
-            .iter()
-            .chain(zero)
-            .find(|&&page| entry.held.contains(page) || entry.zero.contains(page));
-        if let Some(page) = twice {
-            return Err(Error::Pages {
-                space,
-                why: format!("page {page:#x} was given twice"),
-            });
-        }
-        insert(&mut entry.zero, zero);
-        insert(&mut entry.held, held);
-        let (Some(&first), Some(&last)) = (held.first(), held.last()) else {
-            return Ok(self.end);
-        };
-        // Raw pages lie on page boundaries, so that they can be mapped or read past the page cache.
-        let align = if codec == Codec::Raw {
-            PAGE_SIZE as u64
-        } else {
-            1
-        };
-        let offset = self.end.next_multiple_of(align);
-        self.end = offset + u64::from(length);
-        self.pages += held.len() as u64;
-        entry.frames.push(Frame {
-            chunk,
-            first,
-            last,
-            offset,
-            length,
-            crc,
-            pages: held.len() as u8,
-            codec,
-        });
-        Ok(offset)
-    }
-
-    /// The footer, and where the manifest says that the pages are.
-    fn layout(&mut self) -> Result<(proto::Footer, Vec<proto::SpacePages>)> {
-        let (mut table, mut sections) = (proto::FrameTable::default(), Vec::new());
-        let mut spaces = Vec::new();
-        for (&space, has) in &mut self.spaces {
-            has.frames
-                .sort_unstable_by_key(|frame| (frame.chunk, frame.first));
-            if has
-                .frames
-                .windows(2)
-                .any(|pair| pair[0].last >= pair[1].first)
-            {
-                return Err(Error::Pages {
-                    space,
-                    why: "its chunks overlap or are not in order".into(),
-                });
-            }
-            let layers = if has.frames.is_empty() {
-                Vec::new()
-            } else {
-                sections.push(proto::Section {
-                    space,
-                    held: pageset::encode(&has.held),
-                    first_frame: table.offset.len() as u32,
-                    frames: has.frames.len() as u32,
-                });
-                vec![proto::Layer {
-                    segment: 0,
-                    live: None,
-                }]
-            };
-            for frame in &has.frames {
-                table.offset.push(frame.offset);
-                table.length.push(frame.length);
-                table.pages.push(u32::from(frame.pages));
-                table.codec.push(frame.codec.into());
-                table.crc.push(frame.crc);
-            }
-            spaces.push(proto::SpacePages {
-                space,
-                layers,
-                zero: pageset::encode(&has.zero),
-            });
-        }
-        Ok((
-            proto::Footer {
-                frames: Some(table),
-                sections,
-            },
-            spaces,
-        ))
-    }
-}
-
-/// Adds ascending pages, run by run.
-fn insert(set: &mut PageSet, pages: &[u64]) {
-    for run in pages.chunk_by(|a, b| a + 1 == *b) {
-        if let (Some(&first), Some(&last)) = (run.first(), run.last()) {
-            set.insert_range(first..=last);
-        }
     }
 }

@@ -77,7 +77,7 @@ static int call_sigtimedwait(void) {
     do {
         double left = end - now();
         struct timespec timeout = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
-        result = sigtimedwait(&set, NULL, &timeout);
+        result = (int)syscall(SYS_rt_sigtimedwait, &set, NULL, &timeout, 8); /* libc may start the wait anew */
     } while (result == -1 && errno == EINTR && now() < end);
     return !(result == -1 && (errno == EAGAIN || errno == EINTR));
 }

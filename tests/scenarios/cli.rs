@@ -471,3 +471,21 @@ fn a_name_cannot_lead_out_of_the_store() {
         assert_ne!(output.code(), 0, "{}", show_command(&command));
     }
 }
+
+#[test]
+fn completions_and_manual_pages_are_written() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(Command::new(binary()).args(["completions", shell])).expect(0);
+        assert!(output.stdout.contains("checkpoint"), "{output}");
+    }
+    let place = Place::new();
+    let _ = run(Command::new(binary()).arg("man").arg(place.path())).expect(0);
+    for page in [
+        "ckptd.1",
+        "ckptd-run.1",
+        "ckptd-checkpoint.1",
+        "ckptd-restore.1",
+    ] {
+        assert!(place.path().join(page).is_file(), "no {page}");
+    }
+}

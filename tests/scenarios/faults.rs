@@ -3,7 +3,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,19 +13,15 @@ use tests::{Job, Output, Place, Subject, is_root, run, skip, state, wait_for};
 /// Moments at which something is killed, spread over one and a half times what it takes undisturbed.
 const MOMENTS: u32 = 40;
 
-/// Waits until every process of the job runs or sleeps as it would without us.
+/// Waits until the job is there and none of its processes stands still because of us.
 #[track_caller]
-fn expect_running(job: &Job, count: usize) {
-    wait_for(
-        &format!("all {count} processes of the job to run on"),
-        || {
-            let processes = job.processes();
-            let undisturbed = processes
-                .iter()
-                .all(|pid| state(*pid).is_some_and(|state| "RSD".contains(state)));
-            (processes.len() == count && undisturbed).then_some(())
-        },
-    );
+fn expect_running(job: &Job) {
+    wait_for("the job to run on", || {
+        let mut processes = job.processes();
+        processes.extend(job.supervisor());
+        let states: Vec<_> = processes.into_iter().filter_map(state).collect();
+        (!states.is_empty() && states.iter().all(|state| "RSDZ".contains(*state))).then_some(())
+    });
 }
 
 /// The job still does what it should, its store is whole, and it can still be checkpointed and restored.
@@ -43,97 +39,88 @@ fn expect_unharmed(mut job: Job) {
     job.finish();
 }
 
-fn kill_checkpoint_at_many_moments(name: &'static str) {
-    let Some(job) = Job::start(&Subject::new(name)) else {
-        return;
-    };
-    let count = job.processes().len();
+/// Starts `ckptd checkpoint` of the job, to be killed.
+fn spawn_checkpoint(job: &Job) -> Child {
+    let mut command = job.ckptd("checkpoint");
+    command
+        .arg(&job.name)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+/// How long a checkpoint of the job takes undisturbed; at most two seconds.
+fn time_checkpoint(job: &Job) -> Duration {
     let start = Instant::now();
     let _ = job.checkpoint(&[]).expect(0);
-    let whole = start.elapsed().min(Duration::from_secs(2));
+    start.elapsed().min(Duration::from_secs(2))
+}
+
+/// The moment number `moment` of [`MOMENTS`].
+fn sleep_until(moment: u32, whole: Duration) {
+    std::thread::sleep(whole * moment * 3 / (MOMENTS * 2));
+}
+
+/// The supervisor takes the checkpoint: it is killed at many moments, each time with a job of its own.
+fn kill_supervisor_at_many_moments(name: &'static str) {
+    let mut whole = Duration::ZERO;
     for moment in 0..MOMENTS {
-        let mut command = job.ckptd("checkpoint");
-        let mut child = command
-            .arg(&job.name)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(whole * moment * 3 / (MOMENTS * 2));
-        let _ = child.kill();
-        let _ = child.wait();
-        expect_running(&job, count);
+        let Some(mut job) = Job::start(&Subject::new(name)) else {
+            return;
+        };
+        if moment == 0 {
+            whole = time_checkpoint(&job);
+        }
+        let mut child = spawn_checkpoint(&job);
+        sleep_until(moment, whole);
+        kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
+        let _ = job.wait();
+        wait_for("the checkpoint to end", || child.try_wait().unwrap());
+        expect_running(&job);
+        if moment % 8 == 7 {
+            expect_unharmed(job);
+        } else {
+            job.go();
+            wait_for("the orphaned job to end well", || {
+                job.output().ends_with("PASS\n").then_some(())
+            });
+        }
     }
-    // The job that went through all this ends well, and so does a restored one.
-    let Some(mut second) = Job::start(&Subject::new(name)) else {
+}
+
+/// Without a supervisor `ckptd checkpoint` does the work itself: it is killed at many moments, always with the same job.
+fn kill_checkpoint_at_many_moments(name: &'static str) {
+    let Some(mut job) = Job::start(&Subject::new(name)) else {
         return;
     };
-    let mut command = second.ckptd("checkpoint");
-    let mut child = command
-        .arg(&second.name)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(whole / 2);
-    let _ = child.kill();
-    let _ = child.wait();
-    second.go();
-    second.finish();
+    kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
+    let _ = job.wait();
+    let whole = time_checkpoint(&job);
+    for moment in 0..MOMENTS {
+        let mut child = spawn_checkpoint(&job);
+        sleep_until(moment, whole);
+        let _ = child.kill();
+        let _ = child.wait();
+        expect_running(&job);
+    }
     expect_unharmed(job);
 }
 
-#[test]
-fn killing_checkpoint_leaves_processes_unharmed() {
-    kill_checkpoint_at_many_moments("many_processes");
+/// One test for each death, for each of these subjects.
+macro_rules! killed {
+    ($($name:ident)*) => {
+        mod kill_supervisor {
+            $(#[test]
+            fn $name() { super::kill_supervisor_at_many_moments(stringify!($name)); })*
+        }
+        mod kill_checkpoint {
+            $(#[test]
+            fn $name() { super::kill_checkpoint_at_many_moments(stringify!($name)); })*
+        }
+    };
 }
 
-#[test]
-fn killing_checkpoint_leaves_threads_unharmed() {
-    kill_checkpoint_at_many_moments("many_threads");
-}
-
-#[test]
-fn killing_checkpoint_leaves_registers_unharmed() {
-    kill_checkpoint_at_many_moments("registers");
-}
-
-#[test]
-fn killing_checkpoint_leaves_system_calls_unharmed() {
-    kill_checkpoint_at_many_moments("sigmask");
-}
-
-#[test]
-fn killing_checkpoint_leaves_descriptors_unharmed() {
-    kill_checkpoint_at_many_moments("pipes");
-}
-
-#[test]
-fn killing_the_supervisor_leaves_the_job_running() {
-    for moment in 0..10 {
-        let Some(mut job) = Job::start(&Subject::new("children")) else {
-            return;
-        };
-        let count = job.processes().len();
-        let supervisor = Pid::from_raw(job.supervisor().unwrap());
-        let mut command = job.ckptd("checkpoint");
-        let mut child = command
-            .arg(&job.name)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(4) * moment);
-        kill(supervisor, Signal::SIGKILL).unwrap();
-        let _ = job.wait();
-        wait_for("the checkpoint to end", || child.try_wait().unwrap());
-        expect_running(&job, count);
-        job.go();
-        wait_for("the orphaned job to end well", || {
-            job.output().ends_with("PASS\n").then_some(())
-        });
-    }
-}
+killed! { many_processes many_threads registers sigmask pipes forking }
 
 #[test]
 fn killing_restore_leaves_all_or_nothing() {
@@ -152,7 +139,7 @@ fn killing_restore_leaves_all_or_nothing() {
     job.kill_all();
     for moment in 0..MOMENTS {
         job.restore(&[]);
-        std::thread::sleep(whole * moment * 3 / (MOMENTS * 2));
+        sleep_until(moment, whole);
         kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
         let _ = job.wait();
         wait_for("all or nothing of the job to be left", || {
@@ -194,20 +181,28 @@ impl Drop for Mount {
     }
 }
 
-/// Runs `ckptd checkpoint` with a store elsewhere, under shell limits.
+/// A subject without a supervisor, so that limits on `ckptd checkpoint` are limits on what takes the checkpoint.
+fn unsupervised(name: &'static str) -> Option<Job> {
+    if !is_root() {
+        skip(name, "only root may checkpoint any process");
+        return None;
+    }
+    Job::start_alone(&Subject::new(name), &[])
+}
+
+/// Runs `ckptd checkpoint` of an unsupervised job, with a store elsewhere, under shell limits.
 fn checkpoint_under(job: &Job, store: &Path, limits: &str) -> Output {
+    let pid = job.supervisor().unwrap().to_string();
     let mut command = Command::new("sh");
     command
         .arg("-c")
         .arg(format!("{limits} exec \"$@\""))
         .arg("sh")
         .arg(tests::binary());
-    run(command
-        .arg("checkpoint")
-        .arg("--dir")
-        .arg(store)
-        .arg(&job.name)
-        .stdin(Stdio::null()))
+    command
+        .args(["checkpoint", "--pid", &pid, "--name", &job.name, "--dir"])
+        .arg(store);
+    run(command.stdin(Stdio::null()))
 }
 
 /// No checkpoint is listed in `store`, and nothing there is a manifest.
@@ -228,16 +223,15 @@ fn expect_no_checkpoint(job: &Job, store: &Path) {
 
 /// The shortage makes the checkpoint fail with a message that has `words`; the job is unharmed.
 fn shortage(subject: &'static str, store: &Path, limits: &str, words: &[&str]) {
-    let Some(mut job) = Job::start(&Subject::new(subject)) else {
+    let Some(mut job) = unsupervised(subject) else {
         return;
     };
-    let count = job.processes().len();
     let _ = checkpoint_under(&job, store, limits)
         .expect(1)
         .expect_message(words);
-    expect_running(&job, count);
+    expect_running(&job);
     expect_no_checkpoint(&job, store);
-    let _ = job.checkpoint(&[]).expect(0);
+    let _ = checkpoint_under(&job, &job.store, "").expect(0);
     job.go();
     job.finish();
 }
@@ -309,7 +303,6 @@ fn a_limit_on_descriptors() {
         let Some(mut job) = Job::start(&Subject::new("children")) else {
             return;
         };
-        let count = job.processes().len();
         let place = Place::new();
         let store = place.path().join("store");
         let output = checkpoint_under(&job, &store, &format!("ulimit -n {limit};"));
@@ -318,7 +311,7 @@ fn a_limit_on_descriptors() {
             let _ = output.expect(1);
             expect_no_checkpoint(&job, &store);
         }
-        expect_running(&job, count);
+        expect_running(&job);
         job.go();
         job.finish();
     }
@@ -330,14 +323,13 @@ fn a_limit_on_memory() {
         let Some(mut job) = Job::start(&Subject::new("anonymous")) else {
             return;
         };
-        let count = job.processes().len();
         let place = Place::new();
         let store = place.path().join("store");
         let output = checkpoint_under(&job, &store, &format!("ulimit -v {kilobytes};"));
         if output.code() != 0 {
             expect_no_checkpoint(&job, &store);
         }
-        expect_running(&job, count);
+        expect_running(&job);
         job.go();
         job.finish();
     }
@@ -348,7 +340,6 @@ fn two_checkpoints_at_once() {
     let Some(mut job) = Job::start(&Subject::new("many_processes")) else {
         return;
     };
-    let count = job.processes().len();
     let spawn = || {
         job.ckptd("checkpoint")
             .arg(&job.name)
@@ -364,7 +355,7 @@ fn two_checkpoints_at_once() {
         assert!(matches!(status.code(), Some(0 | 1)), "{status}");
     }
     assert!(!job.manifests().is_empty());
-    expect_running(&job, count);
+    expect_running(&job);
     let _ = run(job.ckptd("verify").arg(&job.name)).expect(0);
     job.kill_all();
     job.go();

@@ -1,12 +1,14 @@
 //! Why a command failed, as people, scripts and the other end of the control socket see it.
 
 use engine::{CheckpointError, Refusal, RestoreError};
+use miette::{MietteHandler, MietteHandlerOpts, ReportHandler};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::io::IsTerminal;
 
 /// Exit statuses of ckptd itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(into = "u8", from = "u8")]
 #[repr(u8)]
 pub(crate) enum Exit {
     /// Something went wrong; the job is unharmed.
@@ -19,6 +21,24 @@ pub(crate) enum Exit {
     CannotExecute = 126,
     /// The program to run is not there (as shells say it).
     NotFound = 127,
+}
+
+impl From<Exit> for u8 {
+    fn from(exit: Exit) -> Self {
+        exit as Self
+    }
+}
+
+impl From<u8> for Exit {
+    fn from(status: u8) -> Self {
+        match status {
+            2 => Self::Usage,
+            3 => Self::Image,
+            126 => Self::CannotExecute,
+            127 => Self::NotFound,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// One thing in the job or on this host that stands in the way.
@@ -120,8 +140,13 @@ impl Failure {
             crate::output::print_json(self);
             return;
         }
-        let report = miette::Report::new_boxed(Box::new(self.clone()));
-        eprint!("{report:?}");
+        // Lines are folded for people only: a script may look for a path in them.
+        let terminal = std::io::stderr().is_terminal();
+        let handler = MietteHandlerOpts::new()
+            .wrap_lines(terminal)
+            .break_words(false)
+            .build();
+        eprint!("{:?}", Shown(self, &handler));
         for obstacle in &self.refusals {
             eprintln!("  {obstacle}");
         }
@@ -149,6 +174,15 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// A failure as a handler shows it.
+struct Shown<'a>(&'a Failure, &'a MietteHandler);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.1.debug(self.0, f)
+    }
+}
 
 impl miette::Diagnostic for Failure {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {

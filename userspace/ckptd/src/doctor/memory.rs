@@ -55,7 +55,7 @@ fn userfaultfd(rights: &Rights) -> Fact {
         "userfaultfd",
         state,
         found,
-        "every checkpoint writes all memory, and every restore reads all of it",
+        "this version does without it; incremental checkpoints and lazy restores will need it",
     )
     .advice("sudo sysctl vm.unprivileged_userfaultfd=1, or a kernel with CONFIG_USERFAULTFD")
 }
@@ -71,7 +71,7 @@ fn page_scan() -> Fact {
         "page scan",
         state,
         found,
-        "finding a job's pages takes longer, and written pages are not found this way",
+        "finding a job's pages takes longer",
     )
     .advice("use Linux 6.7 or newer")
 }
@@ -95,7 +95,7 @@ fn soft_dirty() -> Fact {
             "soft-dirty pages",
             State::Good,
             found,
-            "older kernels find written pages with it",
+            "this version does without them",
         );
     }
     Fact::new(

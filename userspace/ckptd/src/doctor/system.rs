@@ -143,7 +143,7 @@ fn btf() -> Fact {
         "kernel types (BTF)",
         state,
         found,
-        "eBPF programs cannot be loaded, so a job's state is read in slower ways",
+        "this version does without them; eBPF programs will need them",
     )
     .advice("use a kernel with CONFIG_DEBUG_INFO_BTF")
 }

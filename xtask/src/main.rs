@@ -1,6 +1,7 @@
 //! What developers and first-time users run: `cargo xtask VERB`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod setup;
 mod shell;
@@ -23,14 +24,21 @@ enum Verb {
     Demo(demo::Args),
     /// Install what is missing, build, and run all checks and tests
     Test(test::Args),
+    /// Measure whole checkpoints and restores, beside another tool if there is one
+    Bench(bench::Args),
     /// Install what is missing
     Setup,
+    /// Run one command and tell its time and memory
+    #[command(hide = true)]
+    Measure(bench::MeasureArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Demo(args) => demo::execute(&args),
         Verb::Test(args) => test::execute(&args),
+        Verb::Bench(args) => bench::execute(&args),
+        Verb::Measure(args) => bench::measure(&args),
         Verb::Setup => setup::everything(),
     };
     match done {

@@ -168,11 +168,11 @@ impl<'a> Finder<'a> {
                 };
                 let mut left = limit;
                 while left > 0 && self.area < areas.len() {
-                    let (range, kind) = &areas[self.area];
+                    let (range, kind, next) = merged(areas, self.area);
                     let rest = self.at.max(range.start)..range.end;
-                    (self.at, left) = pagemap.some_content(rest, *kind, left, runs)?;
+                    (self.at, left) = pagemap.some_content(rest, kind, left, runs)?;
                     if self.at >= range.end {
-                        self.area += 1;
+                        self.area = next;
                     }
                 }
             }
@@ -187,6 +187,25 @@ impl<'a> Finder<'a> {
     fn stop(&mut self) {
         self.source = self.sources.len();
     }
+}
+
+/// Most bytes that are looked at as one for lying next to each other. Larger mappings often are reservations, which
+/// [`Pagemap`] treats well when they come alone.
+const MERGED: u64 = 64 << 20;
+
+/// The area at `first` with those of its kind that follow without a gap, which are found with it at no extra cost, and
+/// the index of the area after them.
+fn merged(areas: &[(Range<u64>, Kind)], first: usize) -> (Range<u64>, Kind, usize) {
+    let (mut range, kind) = areas[first].clone();
+    let follows = |range: &Range<u64>, next: &(Range<u64>, Kind)| {
+        next.0.start == range.end && next.1 == kind && next.0.end - range.start <= MERGED
+    };
+    let mut next = first + 1;
+    while areas.get(next).is_some_and(|area| follows(&range, area)) {
+        range.end = areas[next].0.end;
+        next += 1;
+    }
+    (range, kind, next)
 }
 
 /// Cuts runs into pieces of at most `pages` pages, each made of as many runs as fit.

@@ -82,6 +82,7 @@ impl Lent {
             tid: ids.1,
             signal,
             frame: start + 8,
+            mask: Some(!(1 << (signal - 1))),
         })
     }
 

@@ -126,7 +126,10 @@ pub fn spawn(birth: &Birth) -> io::Result<Stopped> {
     let mut running = running;
     loop {
         match running.wait()? {
-            Waited::Stopped(task) if task.stop() == Stop::Event(libc::PTRACE_EVENT_EXEC) => return Ok(task),
+            Waited::Stopped(task) if task.stop() == Stop::Event(libc::PTRACE_EVENT_EXEC) => {
+                // Still inside execve: registers count only once that has returned.
+                return crate::live::interrupt_stop(task).map_err(io::Error::other);
+            }
             Waited::Stopped(task) => running = task.resume(0)?,
             Waited::Gone => return Err(io::Error::other("a new process ended before it began")),
         }
@@ -159,6 +162,7 @@ pub fn slot(base: u64, length: usize, ids: (i32, i32)) -> Slot {
         tid: ids.1,
         signal: SEED_SIGNAL,
         frame: 0,
+        mask: None,
     }
 }
 

@@ -94,6 +94,8 @@ pub struct Slot {
     pub signal: i32,
     /// Address just behind the word `rt_sigreturn` skips, or 0 where the task has nothing to return to.
     pub frame: u64,
+    /// Signals to block while programs run. They stay blocked until the task's registers are set again or it returns by itself.
+    pub mask: Option<u64>,
 }
 
 /// Why a program did not run to its end.
@@ -200,6 +202,10 @@ impl<'p> Run<'p> {
         registers.orig_rax = u64::MAX;
         registers.rax = 0;
         task.set_registers(&registers).map_err(fail("setting registers"))?;
+        // In this order: from here on the stub leads back to the task's own mask, even without us.
+        if let Some(mask) = self.slot.mask {
+            task.set_signal_mask(mask).map_err(fail("blocking signals"))?;
+        }
         task.resume(0).map(Ok).map_err(fail("resuming"))
     }
 

@@ -271,12 +271,14 @@ pub fn compare(a: i32, b: i32, what: Share, x: u64, y: u64) -> io::Result<std::c
     })
 }
 
-/// Compares two epoll registrations' target with a descriptor: whether entry `nth` of `target_fd` in `pid`'s `epoll_fd` is
-/// the open file description behind `fd` (kcmp(2), KCMP_EPOLL_TFD).
-pub fn epoll_target_is(pid: i32, fd: u32, epoll_fd: u32, target_fd: u32, nth: u32) -> io::Result<bool> {
+/// Whether the `nth` registration under the number `target_fd` in `watcher`'s epoll `epoll_fd` is the open file
+/// description behind `pid`'s descriptor `fd` (kcmp(2), KCMP_EPOLL_TFD).
+pub fn epoll_target_is(pid: i32, fd: u32, watcher: i32, epoll_fd: u32, target_fd: u32, nth: u32) -> io::Result<bool> {
+    const KCMP_EPOLL_TFD: i32 = 7;
     let slot = [epoll_fd, target_fd, nth];
-    // SAFETY: KCMP_EPOLL_TFD (7) reads a struct of three u32 from the last argument.
-    let result = check(unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, 7, u64::from(fd), slot.as_ptr()) })?;
+    // SAFETY: this kind of comparison reads a struct of three u32 from the last argument.
+    let result =
+        check(unsafe { libc::syscall(libc::SYS_kcmp, pid, watcher, KCMP_EPOLL_TFD, u64::from(fd), slot.as_ptr()) })?;
     Ok(result == 0)
 }
 
@@ -394,7 +396,13 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) } as i64).map(|_| ())
 }
 
-/// Our own thread's id, which is what /proc shows as `TracerPid` of the tasks we trace... of our process.
+/// Sends a signal to one thread.
+pub fn tgkill(pid: i32, tid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(|_| ())
+}
+
+/// Our own thread's id, which may be what /proc shows as `TracerPid` of the tasks we trace.
 pub fn gettid() -> i32 {
     // SAFETY: no pointers are passed.
     unsafe { libc::syscall(libc::SYS_gettid) as i32 }
@@ -422,4 +430,10 @@ pub fn clock(id: libc::clockid_t) -> u64 {
     // SAFETY: `now` is a live timespec.
     unsafe { libc::clock_gettime(id, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Our own securebits (capabilities(7)).
+pub fn securebits() -> u32 {
+    // SAFETY: PR_GET_SECUREBITS takes no pointers.
+    unsafe { libc::prctl(libc::PR_GET_SECUREBITS).max(0) as u32 }
 }

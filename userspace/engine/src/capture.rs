@@ -1,0 +1,516 @@
+//! From a frozen job to a snapshot, and the whole of a checkpoint around it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use images::proto::process::State as ProcessState;
+use images::proto::{self, Descriptor, Process, Remaining, Snapshot, Thread};
+use remote::live::{FRAME_ALTSTACK, Lent, State};
+use remote::{Blob, Outcome, Program, stub, sys};
+
+use crate::files::{Table, outer::Outer};
+use crate::freeze::{self, Frozen, failed};
+use crate::pages::{self, Source};
+use crate::procfs::{Stat, Status};
+use crate::{
+    CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, cpu, host, identity, limits, maps, plan, procfs,
+    scheduling, signals, timers,
+};
+
+/// Takes a checkpoint. The job runs on, also when this fails or we die.
+///
+/// # Errors
+/// [`CheckpointError::Refused`] lists everything that could not be restored; nothing has been written then.
+pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, CheckpointError> {
+    let begin = Instant::now();
+    let mut clock = Clock { phases: Vec::new(), since: begin, progress: options.progress };
+    clock.phase("freeze");
+    let mut frozen = Frozen::freeze(options.scope)?;
+    clock.phase("state");
+    let captured = capture(&mut frozen, options)?;
+    let Captured { snapshot, sources } = captured;
+    let (processes, threads) =
+        (snapshot.processes.len(), snapshot.processes.iter().map(|process| process.threads.len()).sum());
+    clock.phase("pages");
+    let writer = options.job.begin(options.compression)?;
+    let pages = pages::dump(&writer, &sources, options.progress)?;
+    drop(sources);
+    let mut stopped = frozen.since.elapsed();
+    if !options.kill {
+        clock.phase("release");
+        frozen.release(false);
+        stopped = frozen.since.elapsed();
+    }
+    clock.phase("commit");
+    let statistics = proto::Statistics {
+        phases: clock.phases.iter().map(|(name, time)| phase(name, *time)).collect(),
+        pages,
+        bytes: writer.written(),
+        stopped_ns: stopped.as_nanos() as u64,
+        total_ns: begin.elapsed().as_nanos() as u64,
+        compression: options.compression.name().to_owned(),
+    };
+    let committed = writer.commit(snapshot, statistics)?;
+    if options.kill {
+        frozen.release(true);
+        stopped = frozen.since.elapsed();
+    }
+    clock.finish();
+    Ok(CheckpointReport {
+        sequence: committed.sequence,
+        processes,
+        threads,
+        pages: committed.pages,
+        bytes: committed.bytes,
+        stopped,
+        total: begin.elapsed(),
+        phases: clock.phases,
+    })
+}
+
+fn phase(name: &str, time: Duration) -> proto::Phase {
+    proto::Phase { name: name.to_owned(), nanoseconds: time.as_nanos() as u64 }
+}
+
+/// Measures phases and tells of them.
+struct Clock<'a> {
+    phases: Vec<(&'static str, Duration)>,
+    since: Instant,
+    progress: &'a dyn crate::Progress,
+}
+
+impl Clock<'_> {
+    fn phase(&mut self, name: &'static str) {
+        self.finish();
+        self.phases.push((name, Duration::ZERO));
+        self.progress.phase(name);
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, time)) = self.phases.last_mut() {
+            *time = self.since.elapsed();
+        }
+        self.since = Instant::now();
+    }
+}
+
+struct Captured {
+    snapshot: Snapshot,
+    sources: Vec<Source>,
+}
+
+/// Questions put to one thread, and for the leader to its process.
+struct Questions {
+    program: Program,
+    altstack: Blob,
+    securebits: usize,
+    tid_address: Blob,
+    death_signal: Blob,
+    timer_slack: usize,
+    process: Option<ProcessQuestions>,
+}
+
+struct ProcessQuestions {
+    actions: signals::Questions,
+    timers: timers::Questions,
+    brk: usize,
+    subreaper: Blob,
+    dumpable: usize,
+    thp_disabled: usize,
+}
+
+const PR_GET_PDEATHSIG: u64 = 2;
+const PR_GET_DUMPABLE: u64 = 3;
+const PR_GET_TIMERSLACK: u64 = 30;
+const PR_GET_CHILD_SUBREAPER: u64 = 37;
+const PR_GET_TID_ADDRESS: u64 = 40;
+const PR_GET_THP_DISABLE: u64 = 42;
+
+fn ask(frame: u64, timers: Option<Vec<proto::PosixTimer>>) -> Questions {
+    let mut program = Program::new();
+    // First of all the way back gets the alternate stack that rt_sigreturn would otherwise take away.
+    program.must(libc::SYS_sigaltstack, &[0.into(), (frame + FRAME_ALTSTACK).into()], "keep the alternate stack");
+    let altstack = signals::ask_altstack(&mut program);
+    let prctl = |program: &mut Program, operation: u64, out: Option<Blob>, label: &str| {
+        let out = out.map_or(0u64.into(), Into::into);
+        program.try_call(libc::SYS_prctl, &[operation.into(), out, 0.into(), 0.into(), 0.into()], label)
+    };
+    let securebits = prctl(&mut program, identity::PR_GET_SECUREBITS, None, "read the securebits");
+    let timer_slack = prctl(&mut program, PR_GET_TIMERSLACK, None, "read the timer slack");
+    let tid_address = program.output(8);
+    prctl(&mut program, PR_GET_TID_ADDRESS, Some(tid_address), "read clear_child_tid");
+    let death_signal = program.output(8);
+    prctl(&mut program, PR_GET_PDEATHSIG, Some(death_signal), "read the parent-death signal");
+    let process = timers.map(|timers| ProcessQuestions {
+        actions: signals::ask(&mut program),
+        timers: timers::ask(&mut program, timers),
+        brk: program.try_call(libc::SYS_brk, &[0.into()], "read the end of the heap"),
+        subreaper: {
+            let out = program.output(8);
+            prctl(&mut program, PR_GET_CHILD_SUBREAPER, Some(out), "read child_subreaper");
+            out
+        },
+        dumpable: prctl(&mut program, PR_GET_DUMPABLE, None, "read dumpable"),
+        thp_disabled: prctl(&mut program, PR_GET_THP_DISABLE, None, "read thp_disable"),
+    });
+    Questions { program, altstack, securebits, tid_address, death_signal, timer_slack, process }
+}
+
+fn first_word(bytes: &[u8]) -> u64 {
+    bytes.get(..8).map_or(0, |b| u64::from_ne_bytes(b.try_into().unwrap_or_default()))
+}
+
+/// Ids outside and inside the job's pid namespace.
+struct Ids {
+    inner: HashMap<u32, u32>,
+    outer_session: u32,
+    outer_group: u32,
+}
+
+fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captured, CheckpointError> {
+    let (Scope::Tree { root } | Scope::Supervised { root, .. }) = options.scope;
+    let mut refusals = Vec::new();
+    let order: Vec<u32> =
+        freeze::members(options.scope).into_iter().filter(|pid| frozen.processes.contains_key(pid)).collect();
+    let statuses: HashMap<u32, Status> = order
+        .iter()
+        .filter_map(|&pid| Some((pid, Status::read(pid).ok()?)))
+        .collect();
+    check(&order, &statuses, root, &mut refusals);
+    if !refusals.is_empty() {
+        return Err(CheckpointError::Refused(refusals));
+    }
+    let ids = ids(&statuses, root);
+    let mut table = Table::new(Outer::of(options.stdio_of));
+    let (mut processes, mut sources) = (Vec::new(), Vec::new());
+    for pid in &order {
+        let Some(process) = frozen.processes.get_mut(pid) else { continue };
+        let Some(status) = statuses.get(pid) else { continue };
+        let stat = Stat::read(*pid).map_err(failed(format!("reading /proc/{pid}/stat")))?;
+        let mut record = relations(status, &stat, &ids, &statuses);
+        if process.threads.is_empty() {
+            // Orphaned zombies are their adopter's to wait for.
+            if record.ppid != 0 {
+                record.set_state(ProcessState::Zombie);
+                record.wait_status = stat.field(52) as i32;
+                record.threads = vec![Thread { tid: record.pid, name: status.text("Name").to_owned(), ..Default::default() }];
+                processes.push(record);
+            }
+            continue;
+        }
+        if let Some(signal) = process.stopped_by {
+            record.set_state(ProcessState::Stopped);
+            record.wait_status = signal;
+        }
+        one(process, status, &stat, &ids, &mut record, &mut table, &mut refusals, &mut sources)?;
+        processes.push(record);
+    }
+    let tables: Vec<(u32, Vec<Descriptor>)> = {
+        let outer = |inner: u32| ids.inner.iter().find(|(_, id)| **id == inner).map_or(inner, |(outer, _)| *outer);
+        processes.iter().map(|p| (outer(p.pid), p.descriptors.clone())).collect()
+    };
+    let borrowed: Vec<(u32, &[Descriptor])> = tables.iter().map(|(pid, d)| (*pid, d.as_slice())).collect();
+    table.finish(&borrowed, &mut refusals);
+    for (space, file, size) in std::mem::take(&mut table.objects) {
+        sources.push(Source::Object { space, file, size });
+    }
+    let command = std::fs::read(format!("/proc/{root}/cmdline")).unwrap_or_default();
+    let snapshot = Snapshot {
+        host: Some(host::now()),
+        processes,
+        files: table.files,
+        shared: table.shared,
+        root: ids.inner.get(&root).copied().unwrap_or(root),
+        command: String::from_utf8_lossy(&command).split_terminator('\0').map(str::to_owned).collect(),
+    };
+    // Whatever a plan would stumble over is known now, while the job can still be told.
+    refusals.extend(plan::impossible(&snapshot));
+    if refusals.is_empty() { Ok(Captured { snapshot, sources }) } else { Err(CheckpointError::Refused(refusals)) }
+}
+
+/// Everything that can be told from outside to be impossible.
+fn check(order: &[u32], statuses: &HashMap<u32, Status>, root: u32, refusals: &mut Vec<Refusal>) {
+    let mut refuse = |pid: u32, what: &str, why: &str, advice: &str| {
+        refusals.push(Refusal { pid, what: what.to_owned(), why: why.to_owned(), advice: advice.to_owned() });
+    };
+    let namespaces = |pid: u32| ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"].map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok());
+    let (ours, theirs) = (namespaces(std::process::id()), namespaces(root));
+    if (1..=4).chain(6..8).any(|nth| ours[nth] != theirs[nth]) {
+        let advice = "run ckptd inside the container";
+        refuse(root, "its namespaces", "the job is in other namespaces (a container's) than ckptd", advice);
+    }
+    for pid in order {
+        let Some(status) = statuses.get(pid) else { continue };
+        if status.state() == 'Z' {
+            if status.number("Threads") > 1 {
+                refuse(*pid, "its leader thread", "it has ended while other threads run on", "let the main thread wait for the others");
+            }
+            continue;
+        }
+        if status.number("Seccomp") != 0 {
+            refuse(*pid, "its seccomp filter", "seccomp filters are not supported yet", "start the program without a sandbox");
+        }
+        if *pid != root && namespaces(*pid) != theirs {
+            refuse(*pid, "its namespaces", "it is in other namespaces than the rest of the job", "start it without unshare or a sandbox");
+        }
+        let parent = status.number("PPid");
+        for (share, what) in [
+            (sys::Share::Memory, "memory"),
+            (sys::Share::Descriptors, "descriptor table"),
+            (sys::Share::Fs, "working directory"),
+        ] {
+            let same = statuses.contains_key(&parent)
+                && sys::compare(*pid as i32, parent as i32, share, 0, 0).is_ok_and(|order| order == std::cmp::Ordering::Equal);
+            if same {
+                refuse(*pid, &format!("its {what}"), &format!("it shares its {what} with its parent {parent} (clone(2))"), "use threads, or fork");
+            }
+        }
+    }
+}
+
+fn ids(statuses: &HashMap<u32, Status>, root: u32) -> Ids {
+    let inner = statuses.iter().map(|(&pid, status)| (pid, status.inner("NSpid"))).collect();
+    let of = |name: &str| statuses.get(&root).map_or(0, |status| status.inner(name));
+    let pid = of("NSpid");
+    // What the root has from those who started it is outside of the job.
+    let outside = |name: &str| if of(name) == pid { u32::MAX } else { of(name) };
+    Ids { inner, outer_session: outside("NSsid"), outer_group: outside("NSpgid") }
+}
+
+/// Who and whose child a process is.
+fn relations(status: &Status, stat: &Stat, ids: &Ids, statuses: &HashMap<u32, Status>) -> Process {
+    let parent = status.number("PPid");
+    let sid = status.inner("NSsid");
+    let pgid = status.inner("NSpgid");
+    Process {
+        pid: status.inner("NSpid"),
+        ppid: if statuses.contains_key(&parent) { ids.inner.get(&parent).copied().unwrap_or(0) } else { 0 },
+        sid: if sid == ids.outer_session { 0 } else { sid },
+        pgid: if pgid == ids.outer_group { 0 } else { pgid },
+        exit_signal: stat.field(38) as u32,
+        ..Default::default()
+    }
+}
+
+/// Captures one process that is not a zombie.
+fn one(
+    process: &mut freeze::Process,
+    status: &Status,
+    stat: &Stat,
+    ids: &Ids,
+    record: &mut Process,
+    table: &mut Table,
+    refusals: &mut Vec<Refusal>,
+    sources: &mut Vec<Source>,
+) -> Result<(), CheckpointError> {
+    let pid = process.pid;
+    let text = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
+    };
+    let mut known = timers::parse(&text("timers")?);
+    let answers = interview(process, status, &mut known)?;
+    for (tid, answer) in answers {
+        let Answer { state, rseq, outcome, questions } = answer;
+        let Some(thread) = process.threads.get(&tid) else { continue };
+        let own_status = if tid == pid { status.clone() } else { Status::read(tid).map_err(failed(format!("reading /proc/{tid}/status")))? };
+        let inner = own_status.inner("NSpid");
+        let robust = sys::robust_list(tid as i32).map_err(failed(format!("reading the robust list of thread {tid}")))?;
+        let sched = scheduling::capture(tid).map_err(failed(format!("reading the scheduling of thread {tid}")))?;
+        let pending = thread.task()?.pending_signals(false).map_err(failed(format!("reading pending signals of thread {tid}")))?;
+        let name = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+        let personality = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality")).unwrap_or_default();
+        let record_thread = Thread {
+            tid: inner,
+            name: name.trim_end_matches('\n').to_owned(),
+            registers: sys::registers_to_bytes(&state.registers),
+            remaining: remaining(tid, &state),
+            xstate: state.xstate,
+            blocked: state.mask,
+            pending: pending.iter().map(|info| info.to_vec()).collect(),
+            altstack: signals::altstack(outcome.output(questions.altstack)),
+            robust_list: robust.0,
+            robust_list_len: robust.1,
+            rseq,
+            clear_child_tid: first_word(outcome.output(questions.tid_address)),
+            parent_death_signal: first_word(outcome.output(questions.death_signal)) as u32,
+            credentials: Some(identity::credentials(&own_status, outcome.results[questions.securebits].max(0) as u32)),
+            scheduling: Some(sched),
+            timer_slack: outcome.results[questions.timer_slack].max(0) as u64,
+            personality: u64::from_str_radix(personality.trim(), 16).unwrap_or(0),
+        };
+        if let Some(asked) = questions.process {
+            record.actions = asked.actions.answers(&outcome);
+            (record.interval_timers, record.posix_timers) = asked.timers.answers(&outcome);
+            record.child_subreaper = first_word(outcome.output(asked.subreaper)) as u32 != 0;
+            record.dumpable = outcome.results[asked.dumpable].max(0) as u32;
+            record.thp_disabled = outcome.results[asked.thp_disabled] == 1;
+            let pending = thread.task()?.pending_signals(true).map_err(failed(format!("reading pending signals of process {pid}")))?;
+            record.pending = pending.iter().map(|info| info.to_vec()).collect();
+            let exe = match table.exe(pid)? {
+                Ok(exe) => exe,
+                Err((why, advice)) => {
+                    refusals.push(Refusal { pid, what: "its executable".to_owned(), why, advice });
+                    0
+                }
+            };
+            let ours = process.lent.as_ref().map_or(0..0, Lent::range);
+            let space = table.space();
+            let mut memory = maps::capture(pid, space, &ours, table, refusals)?;
+            memory.space.layout = Some(maps::layout(pid, stat, outcome.results[asked.brk] as u64, exe)?);
+            sources.push(Source::Process { space, pid, areas: memory.areas });
+            record.memory = Some(memory.space);
+            record.threads.insert(0, record_thread);
+        } else {
+            record.threads.push(record_thread);
+        }
+    }
+    for timer in &mut record.posix_timers {
+        if timer.tid != 0 {
+            timer.tid = Status::read(timer.tid).map_or(timer.tid, |status| status.inner("NSpid"));
+        }
+    }
+    record.descriptors = table.descriptors(pid, refusals)?;
+    record.cwd = procfs::link(&format!("/proc/{pid}/cwd")).map_err(failed(format!("reading /proc/{pid}/cwd")))?;
+    record.root = procfs::link(&format!("/proc/{pid}/root")).map_err(failed(format!("reading /proc/{pid}/root")))?;
+    if !std::path::Path::new(&record.cwd).is_dir() {
+        refusals.push(Refusal {
+            pid,
+            what: format!("its working directory ({})", record.cwd),
+            why: "it has been deleted".to_owned(),
+            advice: "checkpoint when the program works in a directory that exists".to_owned(),
+        });
+    }
+    record.umask = status.octal("Umask");
+    record.limits = limits::parse(&text("limits")?);
+    record.oom_score_adj = text("oom_score_adj")?.trim().parse().unwrap_or(0);
+    let _ = ids;
+    Ok(())
+}
+
+struct Answer {
+    state: State,
+    rseq: Option<proto::Rseq>,
+    outcome: Outcome,
+    questions: Questions,
+}
+
+/// Lends the stub to a process and asks all its threads at once.
+fn interview(
+    process: &mut freeze::Process,
+    status: &Status,
+    known: &mut Vec<proto::PosixTimer>,
+) -> Result<Vec<(u32, Answer)>, CheckpointError> {
+    let pid = process.pid;
+    let mut states = Vec::new();
+    for (&tid, thread) in &mut process.threads {
+        let (state, rseq) = cpu::state(thread.task()?).map_err(failed(format!("reading the registers of thread {tid}")))?;
+        thread.state = Some(state.clone());
+        states.push((tid, state, rseq));
+    }
+    let xstate = states.iter().map(|(_, state, _)| state.xstate.len()).max().unwrap_or(0);
+    let room = freeze::find_room(pid as i32).map_err(failed(format!("reading the mappings of process {pid}")))?;
+    let room = room.ok_or_else(|| {
+        CheckpointError::Refused(vec![Refusal {
+            pid,
+            what: "its executable mappings".to_owned(),
+            why: "none has a few unused bytes at its end for us to run from".to_owned(),
+            advice: "this happens only without a vdso: boot without vdso=0".to_owned(),
+        }])
+    })?;
+    let count = states.len();
+    let leader = process.threads.get_mut(&pid).ok_or(CheckpointError::Gone { pid })?;
+    let task = leader.task.take().ok_or(CheckpointError::Gone { pid })?;
+    let (task, lent) = Lent::install(task, room, count, xstate)?;
+    leader.task = Some(task);
+    // A signal may have been delivered just before: its handler's frame is where the leader goes on now.
+    refresh(leader, &mut states, pid)?;
+    let signal = freeze::quiet_signal(status);
+    let inner_pid = status.inner("NSpid") as i32;
+    let mut asked = Vec::new();
+    for (nth, (tid, state, rseq)) in states.into_iter().enumerate() {
+        let Some(thread) = process.threads.get(&tid) else { continue };
+        let inner = if tid == pid { inner_pid } else { Status::read(tid).map_or(tid, |s| s.inner("NSpid")) as i32 };
+        let slot = lent.slot(nth, thread.task()?, (inner_pid, inner), signal, &state)?;
+        let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(known)));
+        asked.push((tid, slot, state, rseq, questions));
+    }
+    process.lent = Some(lent);
+    let mut runs: Vec<(u32, stub::Run<'_>, Option<remote::Running>)> = Vec::new();
+    for (tid, slot, _, _, questions) in &asked {
+        let mut run = stub::Run::new(*slot, &questions.program);
+        let Some(task) = process.threads.get_mut(tid).and_then(|thread| thread.task.take()) else { continue };
+        let running = run.start(task)?.ok();
+        runs.push((*tid, run, running));
+    }
+    let mut outcomes = HashMap::new();
+    for (tid, mut run, running) in runs {
+        let mut running = running;
+        while let Some(moving) = running.take() {
+            let task = run.finish(moving, &mut |_| {})?;
+            match run.start(task)? {
+                Ok(moving) => running = Some(moving),
+                Err(task) => {
+                    if let Some(thread) = process.threads.get_mut(&tid) {
+                        thread.held.append(&mut run.held);
+                        thread.task = Some(task);
+                    }
+                }
+            }
+        }
+        outcomes.insert(tid, run.into_outcome());
+    }
+    Ok(asked
+        .into_iter()
+        .filter_map(|(tid, _, state, rseq, questions)| {
+            Some((tid, Answer { state, rseq, outcome: outcomes.remove(&tid)?, questions }))
+        })
+        .collect())
+}
+
+/// Reads the leader's registers once more.
+fn refresh(
+    leader: &mut freeze::Thread,
+    states: &mut [(u32, State, Option<proto::Rseq>)],
+    pid: u32,
+) -> Result<(), CheckpointError> {
+    let (state, _) = cpu::state(leader.task()?).map_err(failed(format!("reading the registers of thread {pid}")))?;
+    leader.state = Some(state.clone());
+    if let Some(entry) = states.iter_mut().find(|(tid, _, _)| *tid == pid) {
+        entry.1 = state;
+    }
+    Ok(())
+}
+
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// What is left of a wait that the kernel would resume through restart_syscall(2). nanosleep and clock_nanosleep tell it themselves
+/// where the caller asked for it; every other wait starts over with its own timeout.
+fn remaining(tid: u32, state: &State) -> Option<Remaining> {
+    let r = &state.registers;
+    if r.rax as i64 != ERESTART_RESTARTBLOCK || (r.orig_rax as i64) < 0 {
+        return None;
+    }
+    let nr = if r.orig_rax as i64 == libc::SYS_restart_syscall { original_call(tid, r.rip)? } else { r.orig_rax as i64 };
+    let left = match nr {
+        libc::SYS_nanosleep => r.rsi,
+        libc::SYS_clock_nanosleep => r.r10,
+        _ => 0,
+    };
+    let mut time = [0u8; 16];
+    let read = left != 0 && sys::read_memory(tid as i32, left, &mut time).is_ok();
+    let (seconds, nanoseconds) = (first_word(&time), first_word(&time[8..]));
+    let left = if read { seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds) } else { 0 };
+    Some(Remaining { nr: nr as u64, nanoseconds: left })
+}
+
+/// The call that restart_syscall(2) stands for: its number is what the code before the `syscall` instruction loaded into eax.
+fn original_call(tid: u32, ip: u64) -> Option<i64> {
+    let mut code = [0u8; 64];
+    sys::read_memory(tid as i32, ip.checked_sub(66)?, &mut code).ok()?;
+    let restartable = [libc::SYS_poll, libc::SYS_nanosleep, libc::SYS_futex, libc::SYS_clock_nanosleep];
+    code.windows(5).rev().filter(|w| w[0] == 0xb8).find_map(|w| {
+        let nr = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
+        restartable.contains(&nr).then_some(nr)
+    })
+}

@@ -1,0 +1,438 @@
+//! Descriptors and the open files behind them. Each kind of file is a module with its capture and its rebuild; this one finds out
+//! what shares what, and hands files from the process that opens them to the others that hold them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use images::proto::open_file::Kind;
+use images::proto::{Descriptor, OpenFile, Owner, Process, SharedMemory};
+use remote::{Arg, Expect, Program, sys};
+
+use crate::freeze::failed;
+use crate::maps::{self, Area};
+use crate::procfs;
+use crate::{CheckpointError, Refusal};
+
+pub(crate) mod device;
+pub(crate) mod epoll;
+pub(crate) mod eventfd;
+pub(crate) mod outer;
+pub(crate) mod pipe;
+pub(crate) mod pty;
+pub(crate) mod regular;
+
+/// fcntl(2), include/uapi/asm-generic/fcntl.h.
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+
+/// Why something is refused, and what to do.
+pub(crate) type Why = (String, String);
+
+/// One descriptor of a stopped process, as a capture sees it.
+pub(crate) struct Held {
+    pub(crate) pid: u32,
+    pub(crate) fd: u32,
+    /// Our own duplicate of it.
+    pub(crate) file: OwnedFd,
+    pub(crate) meta: std::fs::Metadata,
+    /// Where /proc/PID/fd/N leads.
+    pub(crate) link: String,
+    /// O_* as fcntl(F_GETFL) gives them.
+    pub(crate) flags: u32,
+    pub(crate) info: String,
+}
+
+impl Held {
+    /// A number of /proc/PID/fdinfo/N.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        let value = self.info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?.trim();
+        value.strip_prefix("0x").map_or_else(|| value.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok())
+    }
+}
+
+/// All open files of a job while it is captured.
+#[derive(Default)]
+pub(crate) struct Table {
+    pub(crate) files: Vec<OpenFile>,
+    pub(crate) shared: Vec<SharedMemory>,
+    /// Descriptors of shared memory objects, to read them by.
+    pub(crate) objects: Vec<(u64, OwnedFd, u64)>,
+    /// First holders of each open file with a device and inode in common, for kcmp.
+    holders: HashMap<(u64, u64), Vec<(u32, u32, u32)>>,
+    mapped: HashMap<(String, bool), u32>,
+    objects_by_inode: HashMap<(u32, u32, u64), u32>,
+    /// Files that are looked at again when all descriptors are known.
+    pub(crate) pending: Vec<(u32, Held)>,
+    pub(crate) outer: outer::Outer,
+    pub(crate) next_space: u64,
+}
+
+impl Table {
+    pub(crate) fn new(outer: outer::Outer) -> Self {
+        Self { outer, ..Default::default() }
+    }
+
+    fn add(&mut self, kind: Kind, flags: u32) -> u32 {
+        let id = self.files.len() as u32 + 1;
+        self.files.push(OpenFile { id, flags, owner: None, kind: Some(kind) });
+        id
+    }
+
+    /// Space ids count from 1.
+    pub(crate) fn space(&mut self) -> u64 {
+        self.next_space += 1;
+        self.next_space
+    }
+
+    /// The file of a mapping; opened anew for it at restore.
+    pub(crate) fn mapped(&mut self, pid: u32, area: &Area, writable: bool) -> Result<Result<u32, Why>, CheckpointError> {
+        let key = (area.path.clone(), writable);
+        if let Some(&id) = self.mapped.get(&key) {
+            return Ok(Ok(id));
+        }
+        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY } as u32;
+        let device = libc::makedev(area.device.0, area.device.1);
+        match regular::mapped(pid, &area.path, device, area.inode) {
+            Ok(regular) => {
+                let id = self.add(Kind::Regular(regular), flags);
+                self.mapped.insert(key, id);
+                Ok(Ok(id))
+            }
+            Err(why) => Ok(Err(why)),
+        }
+    }
+
+    /// The executed file.
+    pub(crate) fn exe(&mut self, pid: u32) -> Result<Result<u32, Why>, CheckpointError> {
+        let path = maps::exe_path(pid)?;
+        let meta = std::fs::metadata(format!("/proc/{pid}/exe")).map_err(failed(format!("looking at {path}")))?;
+        let device = (nix::sys::stat::major(meta.dev()) as u32, nix::sys::stat::minor(meta.dev()) as u32);
+        let area = Area { path, device, inode: meta.ino(), ..Default::default() };
+        self.mapped(pid, &area, false)
+    }
+
+    /// The object behind a shared anonymous mapping.
+    pub(crate) fn shared_memory(&mut self, pid: u32, area: &Area) -> Result<u32, CheckpointError> {
+        let key = (area.device.0, area.device.1, area.inode);
+        if let Some(&id) = self.objects_by_inode.get(&key) {
+            return Ok(id);
+        }
+        let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
+        let file = File::open(&path).map_err(failed(format!("opening shared memory {path}")))?;
+        let size = file.metadata().map_err(failed(format!("looking at {path}")))?.len();
+        let id = self.shared.len() as u32 + 1;
+        let space = self.space();
+        let huge_page_size = if area.has("ht") { area.page_size } else { 0 };
+        self.shared.push(SharedMemory { id, size, space, huge_page_size });
+        self.objects.push((space, file.into(), size));
+        self.objects_by_inode.insert(key, id);
+        Ok(id)
+    }
+
+    /// Takes all descriptors of a process.
+    pub(crate) fn descriptors(
+        &mut self,
+        pid: u32,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<Vec<Descriptor>, CheckpointError> {
+        let pidfd = sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
+        let mut descriptors = Vec::new();
+        for fd in procfs::numbered(&format!("/proc/{pid}/fd")) {
+            let held = hold(pid, &pidfd, fd)?;
+            let close_on_exec = held.flags & libc::O_CLOEXEC as u32 != 0;
+            let refuse = |(why, advice): Why, held: &Held| Refusal {
+                pid,
+                what: format!("descriptor {fd} ({})", held.link),
+                why,
+                advice,
+            };
+            if held.info.lines().any(|line| line.starts_with("lock:")) {
+                let why = "it holds a file lock, which is not supported yet".to_owned();
+                refusals.push(refuse((why, "checkpoint when no lock is held".to_owned()), &held));
+                continue;
+            }
+            let key = (held.meta.dev(), held.meta.ino());
+            let known = self.holders.get(&key).and_then(|others| {
+                others.iter().find(|&&(other, other_fd, _)| {
+                    let (a, b) = (u64::from(other_fd), u64::from(fd));
+                    let same = sys::compare(other as i32, pid as i32, sys::Share::File, a, b);
+                    same.is_ok_and(|order| order == std::cmp::Ordering::Equal)
+                })
+            });
+            let file = match known {
+                Some(&(_, _, file)) => file,
+                None => match self.classify(&held) {
+                    Ok(kind) => {
+                        let id = self.add(kind, held.flags & !(libc::O_CLOEXEC as u32));
+                        self.files[id as usize - 1].owner = owner(&held);
+                        self.holders.entry(key).or_default().push((pid, fd, id));
+                        self.pending.push((id, held));
+                        id
+                    }
+                    Err(why) => {
+                        refusals.push(refuse(why, &held));
+                        continue;
+                    }
+                },
+            };
+            descriptors.push(Descriptor { fd, file, close_on_exec });
+        }
+        Ok(descriptors)
+    }
+
+    fn classify(&mut self, held: &Held) -> Result<Kind, Why> {
+        if let Some(kind) = self.outer.terminal(held) {
+            return Ok(kind);
+        }
+        match held.meta.mode() & libc::S_IFMT {
+            libc::S_IFREG => regular::capture(held),
+            libc::S_IFDIR => regular::directory(held),
+            libc::S_IFCHR => pty::capture(held).unwrap_or_else(|| device::capture(held)),
+            libc::S_IFIFO => Ok(pipe::capture(held)),
+            _ if held.link == "anon_inode:[eventfd]" => Ok(eventfd::capture(held)),
+            _ if held.link == "anon_inode:[eventpoll]" => Ok(epoll::capture()),
+            _ => self.outer.object(held).ok_or_else(|| {
+                let what = held.link.split(':').next().unwrap_or_default();
+                let advice = "checkpoint when it is closed, or see `ckptd doctor` for what is supported";
+                (format!("files of this kind ({what}) are not supported yet"), advice.to_owned())
+            }),
+        }
+    }
+
+    /// Settles what depends on several descriptors: which pipes lead out of the job, what is in the others, and what epolls watch.
+    pub(crate) fn finish(&mut self, processes: &[(u32, &[Descriptor])], refusals: &mut Vec<Refusal>) {
+        let pending = std::mem::take(&mut self.pending);
+        let mut refuse = |held: &Held, (why, advice): Why| {
+            refusals.push(Refusal { pid: held.pid, what: format!("descriptor {} ({})", held.fd, held.link), why, advice });
+        };
+        pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
+        pty::finish(&mut self.files, &pending, &mut refuse);
+        epoll::finish(&mut self.files, &pending, processes, &mut refuse);
+    }
+}
+
+fn hold(pid: u32, pidfd: &OwnedFd, fd: u32) -> Result<Held, CheckpointError> {
+    let path = format!("/proc/{pid}/fd/{fd}");
+    let link = procfs::link(&path).map_err(failed(format!("reading {path}")))?;
+    let info_path = format!("/proc/{pid}/fdinfo/{fd}");
+    let info = std::fs::read_to_string(&info_path).map_err(failed(format!("reading {info_path}")))?;
+    let file = sys::pidfd_getfd(pidfd, fd).map_err(failed(format!("duplicating descriptor {fd} of process {pid}")))?;
+    let file = File::from(file);
+    let meta = file.metadata().map_err(failed(format!("looking at {path}")))?;
+    let octal = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default().trim();
+    let flags = u32::from_str_radix(octal, 8).unwrap_or(0);
+    Ok(Held { pid, fd, file: file.into(), meta, link, flags, info })
+}
+
+/// Who gets signals about a descriptor (F_SETOWN_EX, F_SETSIG).
+fn owner(held: &Held) -> Option<Owner> {
+    let (kind, pid) = sys::owner(&held.file).ok()?;
+    let signal = sys::fcntl(&held.file, F_GETSIG, 0).unwrap_or(0);
+    (pid != 0 || signal != 0).then_some(Owner { pid, r#type: kind as u32, signal: signal as u32 })
+}
+
+/// A process's descriptor table while its programs are written: descriptors are given out lowest first, as the kernel does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Numbers {
+    used: std::collections::BTreeSet<u32>,
+}
+
+impl Numbers {
+    pub(crate) fn new(used: impl IntoIterator<Item = u32>) -> Self {
+        Self { used: used.into_iter().collect() }
+    }
+
+    /// The descriptor the next call that makes one will give.
+    pub(crate) fn allocate(&mut self) -> u32 {
+        let mut lowest = 0;
+        for &fd in &self.used {
+            if fd != lowest {
+                break;
+            }
+            lowest += 1;
+        }
+        self.used.insert(lowest);
+        lowest
+    }
+
+    pub(crate) fn take(&mut self, fd: u32) {
+        self.used.insert(fd);
+    }
+
+    pub(crate) fn release(&mut self, fd: u32) {
+        self.used.remove(&fd);
+    }
+}
+
+/// A program under way in one process, with its descriptor table.
+pub(crate) struct Shell {
+    pub(crate) program: Program,
+    pub(crate) numbers: Numbers,
+}
+
+impl Shell {
+    /// A call that gives a new descriptor.
+    pub(crate) fn open(&mut self, nr: i64, args: &[Arg], label: impl Into<String>) -> u32 {
+        let fd = self.numbers.allocate();
+        self.program.call(nr, args, Expect::Exactly(u64::from(fd)), label);
+        fd
+    }
+
+    pub(crate) fn open_path(&mut self, path: &str, flags: u32) -> u32 {
+        let name = self.program.string(path);
+        // Never become the controlling terminal's owner by accident.
+        let flags = flags | (libc::O_NOCTTY | libc::O_CLOEXEC) as u32;
+        let args = [libc::AT_FDCWD.into(), name.into(), flags.into(), 0.into()];
+        self.open(libc::SYS_openat, &args, format!("open {path}"))
+    }
+
+    pub(crate) fn close(&mut self, fd: u32) {
+        self.numbers.release(fd);
+        self.program.must(libc::SYS_close, &[fd.into()], format!("close descriptor {fd}"));
+    }
+
+    /// Moves a descriptor to another, free, number.
+    pub(crate) fn rename(&mut self, from: u32, to: u32, close_on_exec: bool) {
+        if from == to {
+            let flag = u64::from(close_on_exec);
+            self.program.must(libc::SYS_fcntl, &[from.into(), libc::F_SETFD.into(), flag.into()], "set close-on-exec");
+            return;
+        }
+        self.duplicate(from, to, close_on_exec);
+        self.close(from);
+    }
+
+    pub(crate) fn duplicate(&mut self, from: u32, to: u32, close_on_exec: bool) {
+        let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+        let args = [from.into(), to.into(), flags.into()];
+        self.program.call(libc::SYS_dup3, &args, Expect::Exactly(u64::from(to)), format!("make it descriptor {to}"));
+        self.numbers.take(to);
+    }
+
+    /// Fetches a descriptor of another process of the job.
+    pub(crate) fn fetch(&mut self, pid: u32, fd: u32) -> u32 {
+        let process = self.open(libc::SYS_pidfd_open, &[pid.into(), 0.into()], format!("open process {pid}"));
+        let args = [process.into(), fd.into(), 0.into()];
+        let got = self.open(libc::SYS_pidfd_getfd, &args, format!("take descriptor {fd} of process {pid}"));
+        self.close(process);
+        got
+    }
+
+    /// fcntl that must succeed.
+    pub(crate) fn fcntl(&mut self, fd: u32, command: i32, argument: u64, label: &str) {
+        self.program.must(libc::SYS_fcntl, &[fd.into(), command.into(), argument.into()], label);
+    }
+}
+
+/// Flags that open(2) ignores afterwards or that we set by ourselves.
+pub(crate) const STATUS_FLAGS: u32 =
+    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
+
+/// Where each open file of a job is made, and under which numbers it lies meanwhile.
+pub(crate) struct Making<'a> {
+    pub(crate) files: &'a [OpenFile],
+    pub(crate) processes: &'a [Process],
+    /// First number above all descriptors of the job; three copies of the outer standard descriptors come first.
+    pub(crate) outer: u32,
+    /// Where open file `id` lies in the process that makes it: this plus its id.
+    pub(crate) base: u32,
+}
+
+impl Making<'_> {
+    pub(crate) fn file(&self, id: u32) -> Option<&OpenFile> {
+        self.files.get((id as usize).wrapping_sub(1)).filter(|file| file.id == id)
+    }
+
+    /// The first process that holds the file, in the order of the snapshot.
+    pub(crate) fn maker(&self, id: u32) -> Option<&Process> {
+        self.processes.iter().find(|process| process.descriptors.iter().any(|d| d.file == id))
+    }
+
+    /// Where the maker keeps the file until everybody has it.
+    pub(crate) fn place(&self, id: u32) -> u32 {
+        self.base + id
+    }
+
+    /// The files that a process makes, by id.
+    fn made_by(&self, pid: u32) -> Vec<&OpenFile> {
+        let mut ids: Vec<u32> = self
+            .processes
+            .iter()
+            .filter(|process| process.pid == pid)
+            .flat_map(|process| process.descriptors.iter().map(|d| d.file))
+            .filter(|&id| self.maker(id).is_some_and(|maker| maker.pid == pid))
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().filter_map(|id| self.file(id)).collect()
+    }
+
+    /// Step 1, in every process: makes the files it is to make.
+    pub(crate) fn make(&self, shell: &mut Shell, pid: u32) {
+        for file in self.made_by(pid) {
+            let place = self.place(file.id);
+            let fd = match &file.kind {
+                Some(Kind::Regular(regular)) => regular::open(shell, regular, file.flags),
+                Some(Kind::Directory(directory)) => regular::open_directory(shell, directory, file.flags),
+                Some(Kind::Device(device)) => device::open(shell, device, file.flags),
+                Some(Kind::Eventfd(eventfd)) => eventfd::open(shell, eventfd, file.flags),
+                Some(Kind::Epoll(_)) => epoll::open(shell),
+                Some(Kind::Pipe(end)) => match pipe::open(shell, self, end, file) {
+                    Some(fd) => fd,
+                    None => continue,
+                },
+                Some(Kind::Pty(end)) => match pty::open(shell, self, end, file) {
+                    Some(fd) => fd,
+                    None => continue,
+                },
+                Some(Kind::Outer(outer)) if outer.fd > 2 => outer::open(shell),
+                Some(Kind::Terminal(_) | Kind::Outer(_)) | None => continue,
+            };
+            shell.rename(fd, place, true);
+            set_owner(shell, place, file);
+        }
+    }
+
+    /// Step 2, in every process, once all have made theirs: puts every descriptor into its place. Numbers are free below `outer`.
+    pub(crate) fn place_all(&self, shell: &mut Shell, process: &Process, host: &crate::host::Host) {
+        let mut first: HashMap<u32, u32> = HashMap::new();
+        for descriptor in &process.descriptors {
+            let (fd, cloexec) = (descriptor.fd, descriptor.close_on_exec);
+            if let Some(file) = self.file(descriptor.file)
+                && let Some(number) = outer::number(file, fd, host)
+            {
+                shell.duplicate(self.outer + number, fd, cloexec);
+                continue;
+            }
+            if let Some(&mine) = first.get(&descriptor.file) {
+                shell.duplicate(mine, fd, cloexec);
+                continue;
+            }
+            let maker = self.maker(descriptor.file).map_or(0, |maker| maker.pid);
+            if maker == process.pid {
+                shell.duplicate(self.place(descriptor.file), fd, cloexec);
+            } else {
+                let got = shell.fetch(maker, self.place(descriptor.file));
+                // The numbers it may have been given are not final ones: those are taken in ascending order from above.
+                shell.rename(got, fd, cloexec);
+            }
+            first.insert(descriptor.file, fd);
+        }
+    }
+}
+
+fn set_owner(shell: &mut Shell, fd: u32, file: &OpenFile) {
+    let Some(owner) = &file.owner else { return };
+    if owner.pid != 0 {
+        // struct f_owner_ex; the owner may be gone by now.
+        let kind = (owner.r#type as i32).to_ne_bytes();
+        let blob = shell.program.bytes([kind, owner.pid.to_ne_bytes()].concat());
+        let args = [fd.into(), 15.into(), blob.into()];
+        shell.program.try_call(libc::SYS_fcntl, &args, "set who gets signals about it");
+    }
+    if owner.signal != 0 {
+        shell.fcntl(fd, F_SETSIG, u64::from(owner.signal), "set the signal about it");
+    }
+}

@@ -1,0 +1,350 @@
+//! Stopping a whole job, also while it forks, execs and starts threads, and letting it go again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use remote::live::{self, Lent, State};
+use remote::{Running, Stop, Stopped, Waited, sys, task};
+
+use crate::procfs::{self, Status};
+use crate::{CheckpointError, Refusal, Scope};
+
+/// How long a task may take to stop before it is named (it may be waiting for a disk).
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A frozen job, by pids as ckptd sees them. Dropping it lets the job run on as if nothing had been.
+pub(crate) struct Frozen {
+    pub(crate) processes: BTreeMap<u32, Process>,
+    pub(crate) since: Instant,
+}
+
+/// One frozen process.
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    /// All threads by tid, the leader's tid being `pid`. Empty for a zombie.
+    pub(crate) threads: BTreeMap<u32, Thread>,
+    /// The job-control signal that has stopped it.
+    pub(crate) stopped_by: Option<i32>,
+    /// The stub, while it is lent.
+    pub(crate) lent: Option<Lent>,
+}
+
+/// One frozen thread.
+pub(crate) struct Thread {
+    /// Taken only while a program runs in it.
+    pub(crate) task: Option<Stopped>,
+    /// What it goes back to, once registers other than its own may have been set.
+    pub(crate) state: Option<State>,
+    /// Signals it received meanwhile and has not seen yet.
+    pub(crate) held: Vec<i32>,
+}
+
+impl Thread {
+    pub(crate) fn task(&self) -> Result<&Stopped, CheckpointError> {
+        self.task.as_ref().ok_or(CheckpointError::Gone { pid: 0 })
+    }
+}
+
+pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> CheckpointError {
+    let doing = doing.into();
+    move |source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => CheckpointError::NotPermitted {
+            doing,
+            advice: "run ckptd as root or give it CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE; `ckptd doctor` shows what is missing"
+                .to_owned(),
+        },
+        _ => CheckpointError::System { doing, source },
+    }
+}
+
+impl From<remote::RunError> for CheckpointError {
+    fn from(error: remote::RunError) -> Self {
+        match error {
+            remote::RunError::Gone(pid) => Self::Gone { pid: pid as u32 },
+            remote::RunError::System { tid, doing, source } => failed(format!("task {tid}: {doing}"))(source),
+            other => Self::System { doing: other.to_string(), source: io::Error::other("in a stopped task") },
+        }
+    }
+}
+
+impl Frozen {
+    /// Stops every task of the job.
+    pub(crate) fn freeze(scope: Scope) -> Result<Self, CheckpointError> {
+        let mut frozen = Self { processes: BTreeMap::new(), since: Instant::now() };
+        let mut moving: Vec<Running> = Vec::new();
+        // A round that finds nobody new and everybody stopped has seen all: stopped tasks make no new ones.
+        loop {
+            let found = frozen.seize_new(scope, &mut moving)?;
+            let settled = moving.is_empty();
+            frozen.settle(&mut moving)?;
+            if !found && settled {
+                break;
+            }
+        }
+        frozen.mark_zombies(scope);
+        let (Scope::Tree { root } | Scope::Supervised { root, .. }) = scope;
+        match frozen.processes.get(&root) {
+            Some(process) if !process.threads.is_empty() => Ok(frozen),
+            _ => Err(CheckpointError::Gone { pid: root }),
+        }
+    }
+
+    /// Attaches to tasks not seen before; says whether there were any.
+    fn seize_new(&mut self, scope: Scope, moving: &mut Vec<Running>) -> Result<bool, CheckpointError> {
+        let mut found = false;
+        for pid in members(scope) {
+            let entry = self.processes.entry(pid);
+            let known = matches!(entry, std::collections::btree_map::Entry::Occupied(_));
+            let process = entry.or_insert_with(|| Process {
+                pid,
+                threads: BTreeMap::new(),
+                stopped_by: None,
+                lent: None,
+            });
+            if known && process.threads.is_empty() && Status::read(pid).is_ok_and(|s| s.state() == 'Z') {
+                continue;
+            }
+            for tid in procfs::threads(pid) {
+                if process.threads.contains_key(&tid) || moving.iter().any(|task| task.tid() == tid as i32) {
+                    continue;
+                }
+                let running = match Running::seize(tid as i32, task::FOLLOW) {
+                    Ok(running) => running,
+                    Err(error) => match seize_refused(pid, tid, error)? {
+                        Some(running) => running,
+                        None => continue,
+                    },
+                };
+                // ESRCH: it ended in between.
+                if running.interrupt().is_ok() {
+                    process.threads.insert(tid, Thread { task: None, state: None, held: Vec::new() });
+                    moving.push(running);
+                    found = true;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Waits until every moving task has stopped or ended.
+    fn settle(&mut self, moving: &mut Vec<Running>) -> Result<(), CheckpointError> {
+        let begin = Instant::now();
+        let mut pause = Duration::from_micros(10);
+        while !moving.is_empty() {
+            let mut still = Vec::new();
+            for running in moving.drain(..) {
+                let tid = running.tid() as u32;
+                match running.poll().map_err(failed(format!("waiting for task {tid}")))? {
+                    Err(running) => still.push(running),
+                    Ok(Waited::Gone) => self.forget(tid),
+                    Ok(Waited::Stopped(task)) => {
+                        if let Some(running) = self.stopped(task)? {
+                            still.push(running);
+                        }
+                    }
+                }
+            }
+            *moving = still;
+            if moving.is_empty() {
+                break;
+            }
+            if begin.elapsed() > Duration::from_millis(2) {
+                self.release_vfork_children(moving)?;
+            }
+            if begin.elapsed() > PATIENCE {
+                let tid = moving[0].tid() as u32;
+                return Err(CheckpointError::Refused(vec![Refusal {
+                    pid: tid,
+                    what: format!("task {tid}"),
+                    why: "it does not stop: it is in an uninterruptible wait in the kernel".to_owned(),
+                    advice: format!("see /proc/{tid}/stack and /proc/{tid}/wchan for what it waits for, and try again"),
+                }]));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Takes a task that has stopped; gives it back when it has to move on to a better stop.
+    fn stopped(&mut self, task: Stopped) -> Result<Option<Running>, CheckpointError> {
+        let tid = task.tid() as u32;
+        let signal = match task.stop() {
+            Stop::Interrupt | Stop::Group(_) => {
+                for process in self.processes.values_mut() {
+                    if let Stop::Group(signal) = task.stop()
+                        && process.threads.contains_key(&tid)
+                    {
+                        process.stopped_by = Some(signal);
+                    }
+                    if let Some(thread) = process.threads.get_mut(&tid) {
+                        thread.task = Some(task);
+                        break;
+                    }
+                }
+                return Ok(None);
+            }
+            // Signals on the way are delivered; the interrupt stops the task behind them.
+            Stop::Signal(signal) => signal,
+            Stop::Event(_) | Stop::Syscall => 0,
+        };
+        let running = task.resume(signal).map_err(failed(format!("resuming task {tid}")))?;
+        // An exec drops the interrupt.
+        let _ = running.interrupt();
+        Ok(Some(running))
+    }
+
+    fn forget(&mut self, tid: u32) {
+        for process in self.processes.values_mut() {
+            process.threads.remove(&tid);
+        }
+    }
+
+    /// A parent in vfork(2) cannot stop until its child execs or exits: such children, stopped already, go on until then.
+    fn release_vfork_children(&mut self, moving: &mut Vec<Running>) -> Result<(), CheckpointError> {
+        let waiting: Vec<u32> = moving.iter().map(|task| task.tid() as u32).collect();
+        for parent in waiting {
+            for child in procfs::children(parent) {
+                let Some(thread) = self.processes.get_mut(&child).and_then(|p| p.threads.get_mut(&child)) else {
+                    continue;
+                };
+                let shares = sys::compare(parent as i32, child as i32, sys::Share::Memory, 0, 0);
+                if !shares.is_ok_and(|order| order == std::cmp::Ordering::Equal) {
+                    continue;
+                }
+                let Some(task) = thread.task.take() else { continue };
+                let mut running = task.resume(0).map_err(failed(format!("resuming task {child}")))?;
+                loop {
+                    match running.wait().map_err(failed(format!("waiting for task {child}")))? {
+                        Waited::Gone => {
+                            self.forget(child);
+                            break;
+                        }
+                        Waited::Stopped(task) => {
+                            let exec = task.stop() == Stop::Event(libc::PTRACE_EVENT_EXEC);
+                            let signal = if let Stop::Signal(signal) = task.stop() { signal } else { 0 };
+                            running = task.resume(signal).map_err(failed(format!("resuming task {child}")))?;
+                            if exec {
+                                let _ = running.interrupt();
+                                moving.push(running);
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes without a thread that can be stopped are zombies, or gone.
+    fn mark_zombies(&mut self, scope: Scope) {
+        let now = members(scope);
+        self.processes.retain(|pid, process| !process.threads.is_empty() || now.contains(pid));
+    }
+
+    /// Lets the job run on, or with `kill` ends it where it stands.
+    pub(crate) fn release(&mut self, kill: bool) {
+        if kill {
+            for process in self.processes.values() {
+                let _ = sys::kill(process.pid as i32, libc::SIGKILL);
+            }
+        }
+        for process in self.processes.values_mut() {
+            process.restore();
+        }
+        for (_, process) in std::mem::take(&mut self.processes) {
+            for (tid, thread) in process.threads {
+                if let Some(task) = thread.task {
+                    let _ = task.detach(0);
+                }
+                for signal in thread.held {
+                    let _ = sys::tgkill(process.pid as i32, tid as i32, signal);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.release(false);
+    }
+}
+
+impl Process {
+    /// Gives every thread its own registers and mask back and takes the stub out. Errors mean that a task has died.
+    fn restore(&mut self) {
+        for thread in self.threads.values() {
+            if let (Some(task), Some(state)) = (&thread.task, &thread.state) {
+                let _ = task.set_registers(&state.registers);
+                let _ = task.set_signal_mask(state.mask);
+            }
+        }
+        let Some(lent) = self.lent.take() else { return };
+        if let Some(leader) = self.threads.get_mut(&self.pid)
+            && let Some(task) = leader.task.take()
+        {
+            leader.task = lent.remove(task).ok();
+        }
+    }
+}
+
+/// The pids of the job's processes, zombies included, parents before their children.
+pub(crate) fn members(scope: Scope) -> Vec<u32> {
+    let mut all = match scope {
+        Scope::Tree { root } => vec![root],
+        Scope::Supervised { reaper, .. } => {
+            let ours = std::process::id();
+            let mut children = procfs::children(reaper);
+            children.retain(|&pid| pid != ours);
+            children
+        }
+    };
+    let mut next = 0;
+    while next < all.len() {
+        let children = procfs::children(all[next]);
+        for child in children {
+            if !all.contains(&child) {
+                all.push(child);
+            }
+        }
+        next += 1;
+    }
+    all
+}
+
+/// Why a task could not be seized: gone, ours already (attached at its birth), or really refused.
+fn seize_refused(pid: u32, tid: u32, error: io::Error) -> Result<Option<Running>, CheckpointError> {
+    let Ok(status) = Status::read(tid) else { return Ok(None) };
+    if matches!(status.state(), 'Z' | 'X') || error.raw_os_error() == Some(libc::ESRCH) {
+        return Ok(None);
+    }
+    let tracer = status.number("TracerPid");
+    if tracer == 0 {
+        return Err(failed(format!("stopping process {pid} ({})", status.text("Name")))(error));
+    }
+    if tracer == sys::gettid() as u32 || tracer == std::process::id() {
+        return Ok(Some(Running::attached(tid as i32)));
+    }
+    let name = procfs::link(&format!("/proc/{tracer}/exe")).unwrap_or_default();
+    Err(CheckpointError::Refused(vec![Refusal {
+        pid,
+        what: format!("task {tid}"),
+        why: format!("process {tracer} ({name}) is tracing it"),
+        advice: "let the debugger detach first".to_owned(),
+    }]))
+}
+
+/// The signal that tells of a program's end: one that the process ignores, by choice or by default.
+pub(crate) fn quiet_signal(status: &Status) -> i32 {
+    let caught = status.hex("SigCgt");
+    let pending = status.hex("SigPnd") | status.hex("ShdPnd");
+    [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
+        .into_iter()
+        .find(|signal| (caught | pending) >> (signal - 1) & 1 == 0)
+        .unwrap_or(libc::SIGURG)
+}
+
+pub(crate) use live::find_room;

@@ -1,0 +1,100 @@
+//! What a restore has to know of the machine and of itself: the only facts, beside the image, that a plan is made from.
+
+use images::proto::{self, Credentials, Rlimit, Scheduling};
+
+use crate::maps;
+use crate::procfs::Status;
+use crate::{cpu, identity, limits, scheduling};
+use remote::sys;
+
+/// This host, as a new task of ckptd's finds it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Host {
+    /// As recorded in snapshots.
+    pub(crate) record: proto::Host,
+    pub(crate) credentials: Credentials,
+    pub(crate) limits: Vec<Rlimit>,
+    pub(crate) scheduling: Scheduling,
+    pub(crate) oom_score_adj: i32,
+    /// Which of our standard descriptors is a terminal.
+    pub(crate) terminal: Option<u32>,
+    /// Lengths of the pieces of [vvar] and [vdso], in order of address, and whether each is the vdso.
+    pub(crate) vdso_pieces: Vec<(u64, bool)>,
+    /// PR_TIMER_CREATE_RESTORE_IDS works.
+    pub(crate) timer_ids: bool,
+    pub(crate) pid_max: u32,
+}
+
+const CAP_SYS_RESOURCE: u32 = 24;
+
+impl Host {
+    pub(crate) fn probe() -> Self {
+        let status = Status::read(std::process::id()).unwrap_or_default();
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let number = |path: &str| text(path).trim().parse().unwrap_or(0);
+        let terminal = (0..3).find(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|l| l.starts_with("/dev/pts") || l.starts_with("/dev/tty")));
+        let own = maps::own();
+        let pieces = own.iter().filter(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
+        let (major, minor) = release(&record_kernel());
+        Self {
+            record: record(&own),
+            credentials: identity::credentials(&status, sys::securebits()),
+            limits: limits::parse(&text("/proc/self/limits")),
+            scheduling: scheduling::capture(std::process::id()).unwrap_or_default(),
+            oom_score_adj: text("/proc/self/oom_score_adj").trim().parse().unwrap_or(0),
+            terminal,
+            vdso_pieces: pieces.map(|area| (area.end - area.start, area.path == "[vdso]")).collect(),
+            timer_ids: (major, minor) >= (6, 15),
+            pid_max: number("/proc/sys/kernel/pid_max"),
+        }
+    }
+
+    pub(crate) fn may_raise_limits(&self) -> bool {
+        self.credentials.effective >> CAP_SYS_RESOURCE & 1 == 1
+    }
+}
+
+fn record_kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+fn release(text: &str) -> (u32, u32) {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// This machine, now, as recorded in a snapshot.
+pub(crate) fn now() -> proto::Host {
+    record(&maps::own())
+}
+
+fn record(own: &[maps::Area]) -> proto::Host {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let vdso = own.iter().find(|area| area.path == "[vdso]").map_or_else(Vec::new, |area| {
+        let mut bytes = vec![0; (area.end - area.start) as usize];
+        let me = std::process::id() as i32;
+        sys::read_memory(me, area.start, &mut bytes).map_or_else(|_| Vec::new(), |()| bytes)
+    });
+    proto::Host {
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel: record_kernel(),
+        hostname: text("/proc/sys/kernel/hostname"),
+        cpu_features: cpu::features(),
+        xcr0: sys::xcr0(),
+        page_size: 4096,
+        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        vdso,
+        taken_at: sys::clock(libc::CLOCK_REALTIME),
+        monotonic: sys::clock(libc::CLOCK_MONOTONIC),
+        boot_id: text("/proc/sys/kernel/random/boot_id"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn releases() {
+        assert_eq!(super::release("6.18.44-fc-v595"), (6, 18));
+        assert_eq!(super::release("6.1.0-50-cloud-amd64"), (6, 1));
+    }
+}

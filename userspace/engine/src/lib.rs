@@ -1,0 +1,33 @@
+//! A process tree to plain data, and plain data to a process tree.
+//!
+//! [`checkpoint`] freezes a job, captures its state and memory and commits them to an [`images::Job`].
+//! [`plan`] turns a checkpoint into an ordered list of steps without touching anything, and [`rebuild`]
+//! carries the steps out.
+//!
+//! Each kernel resource is a module that holds its capture and its rebuild side by side; its record is a message of
+//! `images/proto`.
+#![forbid(unsafe_code)]
+
+mod api;
+mod capture;
+mod cpu;
+mod files;
+mod freeze;
+mod host;
+mod identity;
+mod limits;
+mod maps;
+mod pages;
+mod plan;
+mod procfs;
+mod rebuild;
+mod scheduling;
+mod signals;
+mod timers;
+mod tree;
+mod vdso;
+
+pub use api::*;
+pub use capture::checkpoint;
+pub use plan::{Plan, plan};
+pub use rebuild::rebuild;

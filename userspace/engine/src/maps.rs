@@ -1,0 +1,411 @@
+//! A process's memory map: which mappings there are, and making the same ones again.
+
+use std::ops::Range;
+
+use images::proto::mapping::Kind;
+use images::proto::{AddressSpace, Mapping, MmLayout, PageRun};
+use remote::{Arg, Expect, Program};
+
+use crate::files::Table;
+use crate::freeze::failed;
+use crate::procfs::{self, Stat};
+use crate::{CheckpointError, Refusal};
+
+/// One entry of /proc/PID/smaps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Area {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) permissions: String,
+    pub(crate) offset: u64,
+    pub(crate) device: (u32, u32),
+    pub(crate) inode: u64,
+    pub(crate) path: String,
+    pub(crate) flags: String,
+    pub(crate) page_size: u64,
+}
+
+/// Parses /proc/PID/smaps (fs/proc/task_mmu.c, show_smap).
+pub(crate) fn parse(smaps: &str) -> Vec<Area> {
+    let mut areas: Vec<Area> = Vec::new();
+    for line in smaps.lines() {
+        let first = line.as_bytes().first().copied().unwrap_or(b' ');
+        if first.is_ascii_digit() || first.is_ascii_lowercase() {
+            areas.extend(parse_header(line));
+        } else if let Some(area) = areas.last_mut() {
+            if let Some(flags) = line.strip_prefix("VmFlags:") {
+                flags.trim().clone_into(&mut area.flags);
+            } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
+                area.page_size = size.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(4) * 1024;
+            }
+        }
+    }
+    areas
+}
+
+fn parse_header(line: &str) -> Option<Area> {
+    let mut rest = line;
+    let mut word = || {
+        let trimmed = rest.trim_start_matches(' ');
+        let (word, tail) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
+        rest = tail;
+        word
+    };
+    let (start, end) = word().split_once('-')?;
+    let permissions = word().to_owned();
+    let offset = u64::from_str_radix(word(), 16).ok()?;
+    let (major, minor) = word().split_once(':')?;
+    let inode = word().parse().ok()?;
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    Some(Area {
+        start: hex(start)?,
+        end: hex(end)?,
+        permissions,
+        offset,
+        device: (hex(major)? as u32, hex(minor)? as u32),
+        inode,
+        // seq_path escapes newlines only.
+        path: rest.trim_start_matches(' ').replace("\\012", "\n"),
+        ..Default::default()
+    })
+}
+
+impl Area {
+    pub(crate) fn has(&self, flag: &str) -> bool {
+        has(&self.flags, flag)
+    }
+
+    fn shared(&self) -> bool {
+        self.permissions.ends_with('s')
+    }
+
+    fn prot(&self) -> u32 {
+        let bytes = self.permissions.as_bytes();
+        let bit = |nth: usize, letter: u8, prot: i32| if bytes.get(nth) == Some(&letter) { prot as u32 } else { 0 };
+        bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC)
+    }
+
+    fn refusal(&self, pid: u32, why: &str, advice: &str) -> Refusal {
+        Refusal {
+            pid,
+            what: format!("mapping {:x}-{:x} ({})", self.start, self.end, self.path),
+            why: why.to_owned(),
+            advice: advice.to_owned(),
+        }
+    }
+}
+
+/// Whether a flag is among VmFlags.
+pub(crate) fn has(flags: &str, flag: &str) -> bool {
+    flags.split(' ').any(|f| f == flag)
+}
+
+/// A captured address space and where its pages are to be read from.
+pub(crate) struct Captured {
+    pub(crate) space: AddressSpace,
+    pub(crate) areas: Vec<(Range<u64>, memory::Kind)>,
+}
+
+/// Reads the map of a stopped process; `ours` is left out. `space` will name its pages.
+pub(crate) fn capture(
+    pid: u32,
+    space: u64,
+    ours: &Range<u64>,
+    table: &mut Table,
+    refusals: &mut Vec<Refusal>,
+) -> Result<Captured, CheckpointError> {
+    let path = format!("/proc/{pid}/smaps");
+    let smaps = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
+    let pagemap = memory::Pagemap::open(pid)?;
+    let mut captured = Captured { space: AddressSpace { space, ..Default::default() }, areas: Vec::new() };
+    let areas = parse(&String::from_utf8_lossy(&smaps));
+    for area in areas.into_iter().flat_map(|area| without(area, ours)) {
+        if area.path == "[vsyscall]" {
+            continue;
+        }
+        let mapping = match classify(pid, &area, table)? {
+            Ok(mapping) => mapping,
+            Err(refusal) => {
+                refusals.push(refusal);
+                continue;
+            }
+        };
+        let range = area.start..area.end;
+        let kind = match mapping.kind() {
+            _ if mapping.huge_page_size != 0 && mapping.kind() == Kind::Anonymous => Some(memory::Kind::Huge),
+            Kind::Anonymous => Some(memory::Kind::Anonymous),
+            Kind::FilePrivate => Some(memory::Kind::PrivateFile),
+            _ => None,
+        };
+        let mut mapping = mapping;
+        if area.has("gu") || kind == Some(memory::Kind::Anonymous) {
+            let mut guards = Vec::new();
+            pagemap.guards(range.clone(), &mut guards)?;
+            mapping.guards = guards.into_iter().map(|g| PageRun { start: g.start, end: g.end }).collect();
+        }
+        if let Some(kind) = kind {
+            captured.areas.push((range, kind));
+        }
+        captured.space.mappings.push(mapping);
+    }
+    Ok(captured)
+}
+
+/// The kernel may have merged our mapping with its neighbours: what is left of an area without it.
+fn without(area: Area, ours: &Range<u64>) -> Vec<Area> {
+    if ours.end <= area.start || area.end <= ours.start {
+        return vec![area];
+    }
+    let below = Area { end: ours.start.max(area.start), ..area.clone() };
+    let above = Area { start: ours.end.min(area.end), ..area };
+    [below, above].into_iter().filter(|area| area.start < area.end).collect()
+}
+
+/// What kind of mapping it is; `Err` inside when it cannot be restored.
+fn classify(pid: u32, area: &Area, table: &mut Table) -> Result<Result<Mapping, Refusal>, CheckpointError> {
+    let mut mapping = Mapping {
+        start: area.start,
+        end: area.end,
+        prot: area.prot(),
+        offset: area.offset,
+        vm_flags: area.flags.clone(),
+        ..Default::default()
+    };
+    if area.has("ht") {
+        mapping.huge_page_size = area.page_size;
+    }
+    if area.has("um") || area.has("uw") || area.has("ui") {
+        let advice = "let the program close its userfaultfd before the checkpoint";
+        return Ok(Err(area.refusal(pid, "the program watches it with a userfaultfd of its own", advice)));
+    }
+    let path = area.path.as_str();
+    if path == "[vdso]" {
+        mapping.set_kind(Kind::Vdso);
+    } else if path.starts_with("[vvar") {
+        mapping.set_kind(Kind::Vvar);
+    } else if area.has("io") || area.has("pf") {
+        let advice = "checkpoint the program before it opens the device";
+        return Ok(Err(area.refusal(pid, "it is memory of a device", advice)));
+    } else if let Some(name) = path.strip_prefix("[anon:").and_then(|p| p.strip_suffix(']')) {
+        name.clone_into(&mut mapping.name);
+    } else if path.is_empty() || path == "[heap]" || path == "[stack]" || path.starts_with("[stack:") {
+        mapping.stack = path == "[stack]";
+    } else if path == "/dev/zero" && !area.shared() {
+        mapping.offset = 0;
+    } else if path == "/anon_hugepage (deleted)" && !area.shared() {
+        mapping.offset = 0;
+    } else if path == "/dev/zero (deleted)" || path == "/anon_hugepage (deleted)" || path.starts_with("[anon_shmem:") {
+        mapping.set_kind(Kind::AnonymousShared);
+        mapping.file = table.shared_memory(pid, area)?;
+    } else {
+        let writable = area.shared() && (area.has("wr") || area.has("mw"));
+        match table.mapped(pid, area, area.shared() && writable)? {
+            Ok(file) => mapping.file = file,
+            Err((why, advice)) => return Ok(Err(area.refusal(pid, &why, &advice))),
+        }
+        mapping.set_kind(if area.shared() { Kind::FileShared } else { Kind::FilePrivate });
+    }
+    Ok(Ok(mapping))
+}
+
+/// The PR_SET_MM_MAP fields, from /proc/PID/stat; `brk` is the process's own answer.
+pub(crate) fn layout(pid: u32, stat: &Stat, brk: u64, exe: u32) -> Result<MmLayout, CheckpointError> {
+    let field = |number| stat.field(number) as u64;
+    let path = format!("/proc/{pid}/auxv");
+    Ok(MmLayout {
+        start_code: field(26),
+        end_code: field(27),
+        start_stack: field(28),
+        start_data: field(45),
+        end_data: field(46),
+        start_brk: field(47),
+        arg_start: field(48),
+        arg_end: field(49),
+        env_start: field(50),
+        env_end: field(51),
+        brk,
+        auxv: std::fs::read(&path).map_err(failed(format!("reading {path}")))?,
+        exe,
+    })
+}
+
+/// Makes one mapping. `file`: the descriptor of its file or object. `filled`: pages will be written into it first.
+pub(crate) fn map(program: &mut Program, mapping: &Mapping, file: Option<u32>, filled: bool) {
+    let anonymous = matches!(mapping.kind(), Kind::Anonymous);
+    let has = |flag| has(&mapping.vm_flags, flag);
+    let mut flags = libc::MAP_FIXED_NOREPLACE;
+    flags |= match mapping.kind() {
+        Kind::FileShared | Kind::AnonymousShared => libc::MAP_SHARED,
+        _ => libc::MAP_PRIVATE,
+    };
+    for (wanted, flag) in [
+        (anonymous, libc::MAP_ANONYMOUS),
+        (has("gd"), libc::MAP_GROWSDOWN),
+        (has("nr"), libc::MAP_NORESERVE),
+        (has("dp"), 0x08), // MAP_DROPPABLE, Linux 6.11
+        (mapping.huge_page_size != 0 && anonymous, libc::MAP_HUGETLB | huge_page_flag(mapping.huge_page_size)),
+    ] {
+        flags |= if wanted { flag } else { 0 };
+    }
+    let prot = if filled { mapping.prot | (libc::PROT_READ | libc::PROT_WRITE) as u32 } else { mapping.prot };
+    let fd = file.map_or(Arg::Value(u64::MAX), Arg::from);
+    let offset = if anonymous { 0 } else { mapping.offset };
+    let length = mapping.end - mapping.start;
+    let args = [mapping.start.into(), length.into(), prot.into(), flags.into(), fd, offset.into()];
+    let label = format!("map {:x}-{:x}", mapping.start, mapping.end);
+    program.call(libc::SYS_mmap, &args, Expect::Exactly(mapping.start), label);
+    // What decides how pages come in has to be there before they do.
+    for (flag, advice) in [("hg", libc::MADV_HUGEPAGE), ("nh", libc::MADV_NOHUGEPAGE)] {
+        if has(flag) && mapping.huge_page_size == 0 {
+            advise(program, mapping.start, length, advice);
+        }
+    }
+}
+
+/// log2 of the page size, where mmap(2) wants it.
+fn huge_page_flag(size: u64) -> i32 {
+    (size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT
+}
+
+fn advise(program: &mut Program, start: u64, length: u64, advice: i32) {
+    let args = [start.into(), length.into(), advice.into()];
+    program.try_call(libc::SYS_madvise, &args, format!("madvise({advice}) {start:x}"));
+}
+
+/// Linux 6.13.
+const MADV_GUARD_INSTALL: i32 = 102;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const MLOCK_ONFAULT: u64 = 1;
+
+/// Gives a mapping whose pages are in its last attributes.
+pub(crate) fn finish(program: &mut Program, mapping: &Mapping, filled: bool) {
+    let has = |flag| has(&mapping.vm_flags, flag);
+    let (start, length) = (mapping.start, mapping.end - mapping.start);
+    if filled && mapping.prot & 3 != 3 {
+        let args = [start.into(), length.into(), mapping.prot.into()];
+        program.must(libc::SYS_mprotect, &args, format!("protect {start:x}-{:x}", mapping.end));
+    }
+    for guard in &mapping.guards {
+        let args = [guard.start.into(), (guard.end - guard.start).into(), MADV_GUARD_INSTALL.into()];
+        program.must(libc::SYS_madvise, &args, format!("guard {:x}-{:x}", guard.start, guard.end));
+    }
+    for (flag, advice) in [
+        ("dc", libc::MADV_DONTFORK),
+        ("wf", libc::MADV_WIPEONFORK),
+        ("dd", libc::MADV_DONTDUMP),
+        ("mg", libc::MADV_MERGEABLE),
+        ("sr", libc::MADV_SEQUENTIAL),
+        ("rr", libc::MADV_RANDOM),
+    ] {
+        if has(flag) && mapping.huge_page_size == 0 {
+            advise(program, start, length, advice);
+        }
+    }
+    if !mapping.name.is_empty() {
+        let name = program.string(&mapping.name);
+        let args = [PR_SET_VMA.into(), 0.into(), start.into(), length.into(), name.into()];
+        program.try_call(libc::SYS_prctl, &args, format!("name {start:x}"));
+    }
+    if has("lo") && mapping.huge_page_size == 0 {
+        let on_fault = if has("lf") { MLOCK_ONFAULT } else { 0 };
+        let args = [start.into(), length.into(), on_fault.into()];
+        program.must(libc::SYS_mlock2, &args, format!("lock {start:x}-{:x}", mapping.end));
+    }
+    if has("sl") {
+        program.try_call(462, &[start.into(), length.into(), 0.into()], format!("seal {start:x}"));
+    }
+}
+
+/// Tells the kernel where code, data, heap, arguments and environment are and which file is executed (prctl(2), PR_SET_MM_MAP).
+pub(crate) fn set_layout(program: &mut Program, layout: &MmLayout, exe: u32) {
+    const PR_SET_MM: u64 = 35;
+    const PR_SET_MM_MAP: u64 = 14;
+    let auxv = program.bytes(layout.auxv.clone());
+    let l = layout;
+    let mut map: Vec<u8> = [
+        l.start_code, l.end_code, l.start_data, l.end_data, l.start_brk, l.brk, l.start_stack, l.arg_start, l.arg_end,
+        l.env_start, l.env_end, 0,
+    ]
+    .iter()
+    .flat_map(|word| word.to_ne_bytes())
+    .collect();
+    map.extend((layout.auxv.len() as u32).to_ne_bytes());
+    map.extend(exe.to_ne_bytes());
+    let length = map.len();
+    let map = program.bytes(map);
+    program.point(map, 88, auxv);
+    let args = [PR_SET_MM.into(), PR_SET_MM_MAP.into(), map.into(), length.into(), 0.into()];
+    program.must(libc::SYS_prctl, &args, "set the layout of the address space");
+}
+
+/// The GNU build id in the notes of an ELF file (elf(5), NT_GNU_BUILD_ID); empty where there is none.
+pub(crate) fn build_id(file: &std::fs::File) -> Vec<u8> {
+    find_build_id(file).unwrap_or_default()
+}
+
+fn find_build_id(file: &std::fs::File) -> Option<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let mut header = [0u8; 64];
+    file.read_exact_at(&mut header, 0).ok()?;
+    if &header[..5] != b"\x7fELF\x02" {
+        return None;
+    }
+    let word = |b: &[u8], at: usize| Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?));
+    let half = |b: &[u8], at: usize| Some(u32::from_le_bytes(b.get(at..at + 4)?.try_into().ok()?));
+    let count = u16::from_le_bytes([header[56], header[57]]);
+    for nth in 0..u64::from(count.min(64)) {
+        let mut segment = [0u8; 56];
+        file.read_exact_at(&mut segment, word(&header, 32)?.checked_add(nth * 56)?).ok()?;
+        if half(&segment, 0)? != 4 {
+            continue;
+        }
+        let mut notes = vec![0u8; word(&segment, 32)?.min(4096) as usize];
+        file.read_exact_at(&mut notes, word(&segment, 8)?).ok()?;
+        let mut at = 0;
+        while at + 12 <= notes.len() {
+            let (name, size, kind) = (half(&notes, at)? as usize, half(&notes, at + 4)? as usize, half(&notes, at + 8)?);
+            let data = at + 12 + name.next_multiple_of(4);
+            if kind == 3 && notes.get(at + 12..at + 16) == Some(b"GNU\0") {
+                return notes.get(data..data.checked_add(size)?).map(<[u8]>::to_vec);
+            }
+            at = data + size.next_multiple_of(4);
+        }
+    }
+    None
+}
+
+/// The mappings of our own process, for where the kernel has put its vdso.
+pub(crate) fn own() -> Vec<Area> {
+    let text = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    text.lines().filter_map(parse_header).collect()
+}
+
+pub(crate) fn exe_path(pid: u32) -> Result<String, CheckpointError> {
+    let path = format!("/proc/{pid}/exe");
+    procfs::link(&path).map_err(failed(format!("reading {path}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_mapping_is_no_part_of_the_job() {
+        let area = |start, end| Area { start, end, ..Default::default() };
+        assert_eq!(without(area(1, 9), &(3..5)), [area(1, 3), area(5, 9)]);
+        assert_eq!(without(area(3, 9), &(3..5)), [area(5, 9)]);
+        assert!(without(area(3, 5), &(3..5)).is_empty());
+        assert_eq!(without(area(5, 9), &(3..5)), [area(5, 9)]);
+    }
+
+    #[test]
+    fn smaps() {
+        let text = "00400000-00401000 r-xp 00001000 fe:01 77                         /a dir/prog (x)\nSize: 4 kB\nKernelPageSize:        4 kB\nVmFlags: rd ex mr mw me \n7ffc0000-7ffd0000 rw-p 00000000 00:00 0                          [stack]\nVmFlags: rd wr gd ac \n";
+        let areas = parse(text);
+        assert_eq!(areas.len(), 2);
+        assert_eq!((areas[0].path.as_str(), areas[0].device, areas[0].inode), ("/a dir/prog (x)", (0xfe, 1), 77));
+        assert!(areas[0].has("ex") && !areas[0].has("wr"));
+        assert_eq!(areas[0].prot(), 5);
+        assert!(areas[1].has("gd") && areas[1].path == "[stack]");
+    }
+}

@@ -1,0 +1,620 @@
+//! The ordered list of steps that brings a job back: a pure function of the snapshot and the facts about this host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use images::proto::mapping::Kind;
+use images::proto::open_file::Kind as FileKind;
+use images::proto::process::State;
+use images::proto::{Mapping, Process, Regular, Snapshot, Thread};
+use images::{Checkpoint, PAGE_SIZE};
+use remote::{Expect, Program};
+
+use crate::files::{Making, Numbers, Shell, epoll, regular};
+use crate::host::Host;
+use crate::{FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, limits, maps, scheduling, signals, timers, tree, vdso};
+
+/// One step of a plan.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    /// The tree of processes.
+    Tree(tree::Step),
+    /// System calls in one thread.
+    Run { pid: u32, tid: u32, what: &'static str, program: Program },
+    /// A new thread.
+    Thread { pid: u32, tid: u32 },
+    /// All pages go to their places.
+    Fill,
+    /// A process ends as it had ended, and waits for its parent to notice.
+    Zombie { pid: u32, wait_status: i32 },
+    /// A file that has grown is cut back.
+    CutBack { regular: Regular },
+    /// Everything runs.
+    LetGo,
+}
+
+/// What to do, in order. Made without touching anything.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) namespace: bool,
+    pub(crate) block: Block,
+    /// Where each shared memory object can be found while the job is built: process and descriptor.
+    pub(crate) objects: Vec<(u32, u32, u64, u64)>,
+    pub(crate) host: Host,
+    /// Descriptors from here on are ours.
+    pub(crate) outer: u32,
+}
+
+/// The addresses that are ours while a process is built; the job uses them in none of its processes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Block {
+    pub(crate) base: u64,
+    /// The stub and the leader's programs.
+    pub(crate) leader: usize,
+    /// Programs of each further thread.
+    pub(crate) thread: usize,
+    pub(crate) threads: usize,
+    /// The vdso and what belongs to it waits here.
+    pub(crate) staging: u64,
+    pub(crate) vdso: u64,
+    /// Free for mapping a shared memory object, or for a vdso that cannot go to its old place.
+    pub(crate) spare: u64,
+}
+
+impl Block {
+    /// Bytes of the mapping that holds stub and programs.
+    pub(crate) fn length(&self) -> usize {
+        self.leader + self.thread * self.threads
+    }
+}
+
+const LEADER_ROOM: usize = 512 << 10;
+const THREAD_ROOM: usize = 16 << 10;
+const LOWEST: u64 = 1 << 32;
+const HIGHEST: u64 = 0x7000_0000_0000;
+
+impl Plan {
+    /// Whether the job needs a pid namespace of its own, as pids are taken.
+    pub fn namespace(&self) -> bool {
+        self.namespace
+    }
+
+    /// The steps, a line each.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.namespace {
+            lines.push("make a pid namespace with its own /proc, as pids of the job are taken".to_owned());
+        }
+        for step in &self.steps {
+            step.lines(&mut lines);
+        }
+        lines
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines().iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl Step {
+    fn lines(&self, lines: &mut Vec<String>) {
+        match self {
+            Self::Tree(step) => lines.push(match step {
+                tree::Step::Spawn { pid } => format!("make process {pid}"),
+                tree::Step::Fork { parent, pid, .. } if *pid >= tree::HELPERS => format!("process {parent}: fork a helper"),
+                tree::Step::Fork { parent, pid, .. } if *parent >= tree::HELPERS => format!("the helper: fork {pid}"),
+                tree::Step::Fork { parent, pid, .. } => format!("process {parent}: fork {pid}"),
+                tree::Step::NewSession { pid } => format!("process {pid}: lead a session"),
+                tree::Step::JoinGroup { pid, group } => format!("process {pid}: join process group {group}"),
+                tree::Step::Adopt { pid } => format!("process {pid}: adopt orphans"),
+                tree::Step::End { pid, .. } if *pid >= tree::HELPERS => "the helper: end".to_owned(),
+                tree::Step::End { pid, .. } => format!("process {pid}: end (it was only there for its id)"),
+            }),
+            Self::Run { pid, tid, what, program } => {
+                let who = if pid == tid { format!("process {pid}") } else { format!("thread {tid}") };
+                lines.push(format!("{who}: {what}"));
+                lines.extend(program.calls().iter().map(|call| format!("    {call}")));
+            }
+            Self::Thread { pid, tid } => lines.push(format!("process {pid}: start thread {tid}")),
+            Self::Fill => lines.push("write all pages to their places".to_owned()),
+            Self::Zombie { pid, wait_status } => lines.push(format!("process {pid}: end again (wait status {wait_status:#x})")),
+            Self::CutBack { regular } => {
+                lines.push(format!("cut {} back to {} bytes, keeping the rest beside it", regular.path, regular.size));
+            }
+            Self::LetGo => lines.push("set all registers and let everything run".to_owned()),
+        }
+    }
+}
+
+/// What of a snapshot no host could restore.
+pub(crate) fn impossible(snapshot: &Snapshot) -> Vec<Refusal> {
+    tree::plan(&snapshot.processes).err().unwrap_or_default()
+}
+
+/// Plans the restore of a checkpoint on this host.
+///
+/// # Errors
+/// [`RestoreError::Refused`] with every reason why this host cannot restore it; [`RestoreError::Image`] when the image is damaged.
+pub fn plan(checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Plan, RestoreError> {
+    let host = Host::probe();
+    let mut content = BTreeMap::new();
+    let snapshot = checkpoint.snapshot();
+    for process in &snapshot.processes {
+        if let Some(memory) = &process.memory {
+            content.insert(memory.space, Content::of(checkpoint, memory.space)?);
+        }
+    }
+    let taken = |id: u32| std::path::Path::new(&format!("/proc/{id}")).exists();
+    make(snapshot, &content, &host, options.files, &taken).map_err(RestoreError::Refused)
+}
+
+/// Which pages of a space have content, as runs of pages, coarsely: from the first to the last page of each frame.
+#[derive(Debug, Default)]
+pub(crate) struct Content(Vec<(u64, u64)>);
+
+impl Content {
+    fn of(checkpoint: &Checkpoint, space: u64) -> Result<Self, RestoreError> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let mut add = |page: u64| match runs.last_mut() {
+            Some((_, end)) if *end == page => *end += 1,
+            _ => runs.push((page, page + 1)),
+        };
+        for frame in checkpoint.iter(space) {
+            frame.pages.iter().for_each(|&page| add(page));
+        }
+        for page in checkpoint.zero_pages(space) {
+            runs.push((page, page + 1));
+        }
+        runs.sort_unstable();
+        Ok(Self(runs))
+    }
+
+    fn within(&self, mapping: &Mapping) -> bool {
+        let (start, end) = (mapping.start / PAGE_SIZE as u64, mapping.end / PAGE_SIZE as u64);
+        let nth = self.0.partition_point(|&(_, run_end)| run_end <= start);
+        self.0.get(nth).is_some_and(|&(run_start, _)| run_start < end)
+    }
+}
+
+fn alive(process: &&Process) -> bool {
+    process.state() != State::Zombie
+}
+
+/// The plan, or every reason against it.
+pub(crate) fn make(
+    snapshot: &Snapshot,
+    content: &BTreeMap<u64, Content>,
+    host: &Host,
+    files: FilesPolicy,
+    taken: &dyn Fn(u32) -> bool,
+) -> Result<Plan, Vec<Refusal>> {
+    let mut refusals = check_host(snapshot, host);
+    refusals.extend(check_shape(snapshot));
+    let cut = check_files(snapshot, files, &mut refusals);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let tree = tree::plan(&snapshot.processes)?;
+    let processes: Vec<&Process> = snapshot.processes.iter().filter(alive).collect();
+    let block = find_block(snapshot, host).ok_or_else(|| {
+        let why = "its processes use nearly all addresses, so that none are left to build it from";
+        vec![refusal(snapshot.root, "its memory", why, "report this program")]
+    })?;
+    let highest = processes.iter().flat_map(|p| p.descriptors.iter().map(|d| d.fd)).max().unwrap_or(2).max(2);
+    let outer = highest + 1;
+    let making = Making { files: &snapshot.files, processes: &snapshot.processes, outer, base: outer + 3 };
+    let object_place = |id: u32| making.base + snapshot.files.len() as u32 + id;
+    let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
+    let namespace = ids_taken(snapshot, &tree, host, taken);
+    // Descriptor tables, as they are when everybody has been forked: only the outer standard descriptors.
+    let mut numbers: BTreeMap<u32, Numbers> =
+        processes.iter().map(|p| (p.pid, Numbers::new(outer..outer + 3))).collect();
+    let mut stage = |steps: &mut Vec<Step>, what: &'static str, write: &dyn Fn(&mut Shell, &Process)| {
+        for process in &processes {
+            let table = numbers.remove(&process.pid).unwrap_or_default();
+            let mut shell = Shell { program: Program::new(), numbers: table };
+            write(&mut shell, process);
+            numbers.insert(process.pid, shell.numbers);
+            if !shell.program.is_empty() {
+                steps.push(Step::Run { pid: process.pid, tid: process.pid, what, program: shell.program });
+            }
+        }
+    };
+    stage(&mut steps, "use files by its own rights", &|shell, process| {
+        if let Some(wanted) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
+            identity::assume_files(&mut shell.program, wanted, &host.credentials);
+        }
+    });
+    let mut objects = Vec::new();
+    for shared in &snapshot.shared {
+        if let Some(maker) = maker_of_object(snapshot, shared.id) {
+            objects.push((maker, object_place(shared.id), shared.space, shared.size));
+        }
+    }
+    stage(&mut steps, "make shared memory", &|shell, process| {
+        for shared in snapshot.shared.iter().filter(|s| maker_of_object(snapshot, s.id) == Some(process.pid)) {
+            make_object(shell, shared, block.spare, object_place(shared.id));
+        }
+    });
+    stage(&mut steps, "map memory", &|shell, process| {
+        map_memory(shell, process, snapshot, content, host, &block, &object_place);
+    });
+    stage(&mut steps, "open files", &|shell, process| making.make(shell, process.pid));
+    stage(&mut steps, "put descriptors in place", &|shell, process| making.place_all(shell, process, host));
+    stage(&mut steps, "watch descriptors", &|shell, process| epoll::register(shell, &making, process));
+    steps.push(Step::Fill);
+    stage(&mut steps, "finish memory", &|shell, process| {
+        finish_memory(shell, process, snapshot, content, making.base);
+    });
+    for process in &processes {
+        for thread in process.threads.iter().skip(1) {
+            steps.push(Step::Thread { pid: process.pid, tid: thread.tid });
+        }
+    }
+    for process in snapshot.processes.iter().filter(|p| !alive(p)) {
+        steps.push(Step::Zombie { pid: process.pid, wait_status: process.wait_status });
+    }
+    stage(&mut steps, "set the state of the process", &|shell, process| process_state(shell, process, host));
+    for process in &processes {
+        for thread in &process.threads {
+            let online = snapshot.host.as_ref().map_or(0, |h| h.cpus);
+            let program = thread_state(process, thread, host, online);
+            steps.push(Step::Run { pid: process.pid, tid: thread.tid, what: "set the state of the thread", program });
+        }
+    }
+    for regular in cut {
+        steps.push(Step::CutBack { regular });
+    }
+    stage(&mut steps, "queue signals and start timers", &|shell, process| {
+        let program = &mut shell.program;
+        signals::drain(program);
+        signals::queue(program, process.pid, 0, &process.pending);
+        timers::arm(program, &process.interval_timers, &process.posix_timers);
+    });
+    steps.push(Step::LetGo);
+    Ok(Plan { steps, namespace, block, objects, host: host.clone(), outer })
+}
+
+fn refusal(pid: u32, what: &str, why: &str, advice: &str) -> Refusal {
+    Refusal { pid, what: what.to_owned(), why: why.to_owned(), advice: advice.to_owned() }
+}
+
+fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let job = snapshot.host.clone().unwrap_or_default();
+    if job.arch != host.record.arch {
+        let why = format!("it was taken on {}, this host is {}", job.arch, host.record.arch);
+        refusals.push(refusal(snapshot.root, "its machine code", &why, "restore on a host of that architecture"));
+    }
+    let missing = cpu::missing(&job, &host.record);
+    if !missing.is_empty() {
+        let why = format!("this CPU lacks {}", missing.join(", "));
+        let advice = format!("restore on a host with a CPU like that of {}", job.hostname);
+        refusals.push(refusal(snapshot.root, "the CPU features it was started with", &why, &advice));
+    }
+    for process in &snapshot.processes {
+        for limit in &process.limits {
+            let ours = host.limits.iter().find(|ours| ours.resource == limit.resource);
+            if ours.is_some_and(|ours| limit.hard > ours.hard) && !host.may_raise_limits() {
+                let why = format!("its hard limit ({}) is above ours, and we may not raise it", limit.hard);
+                let what = limits::name(limit.resource);
+                refusals.push(refusal(process.pid, what, &why, "raise the limit (ulimit -H) before restoring, or grant CAP_SYS_RESOURCE"));
+            }
+        }
+    }
+    refusals
+}
+
+/// What no image of ours says. Addresses and descriptors are used as they are, so they are looked at first.
+fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
+    let mut bad = Vec::new();
+    let mut say = |pid: u32, what: &str| {
+        bad.push(refusal(pid, what, "the image contradicts itself", "take another checkpoint (`ckptd list`)"));
+    };
+    let mut pids = BTreeSet::new();
+    for process in &snapshot.processes {
+        let pid = process.pid;
+        let ids = process.threads.iter().map(|t| t.tid);
+        if pid == 0 || pid >= tree::HELPERS || process.threads.first().is_none_or(|t| t.tid != pid) {
+            say(pid, "its threads");
+        }
+        if ids.filter(|id| !pids.insert(*id)).count() > 0 {
+            say(pid, "its ids");
+        }
+        if process.ppid != 0 && !pids.contains(&process.ppid) {
+            say(pid, "its parent");
+        }
+        if !alive(&process) {
+            continue;
+        }
+        let Some(memory) = &process.memory else {
+            say(pid, "its memory");
+            continue;
+        };
+        let page = PAGE_SIZE as u64;
+        let bounds = memory.mappings.iter().all(|m| {
+            m.start < m.end && m.end <= 1 << 47 && m.start.is_multiple_of(page) && m.end.is_multiple_of(page)
+        });
+        let apart = memory.mappings.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        if !bounds || !apart || memory.layout.is_none() {
+            say(pid, "its mappings");
+        }
+        let file = |id: u32| snapshot.files.get((id as usize).wrapping_sub(1)).is_some_and(|f| f.id == id && f.kind.is_some());
+        let mapped = |m: &Mapping| match m.kind() {
+            Kind::FilePrivate | Kind::FileShared => file(m.file),
+            Kind::AnonymousShared => snapshot.shared.iter().any(|s| s.id == m.file && s.size < 1 << 47),
+            _ => true,
+        };
+        if !memory.mappings.iter().all(mapped) || !process.descriptors.iter().all(|d| file(d.file) && d.fd < 1 << 24) {
+            say(pid, "its files");
+        }
+        if process.descriptors.windows(2).any(|pair| pair[0].fd >= pair[1].fd) {
+            say(pid, "its descriptors");
+        }
+        if process.threads.iter().any(|t| remote::sys::registers_from_bytes(&t.registers).is_none()) {
+            say(pid, "its registers");
+        }
+    }
+    if !pids.contains(&snapshot.root) {
+        say(snapshot.root, "its first process");
+    }
+    bad
+}
+
+/// Looks at all regular files; gives those to be cut back.
+fn check_files(snapshot: &Snapshot, policy: FilesPolicy, refusals: &mut Vec<Refusal>) -> Vec<Regular> {
+    use regular::Changed;
+    let mut cut: Vec<Regular> = Vec::new();
+    for file in &snapshot.files {
+        let Some(FileKind::Regular(regular)) = &file.kind else { continue };
+        // Files of /proc and the like have no size of their own.
+        if regular.path.starts_with("/proc/") || regular.path.starts_with("/sys/") {
+            continue;
+        }
+        let path = regular.path.as_str();
+        let written = file.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+        match regular::changed(regular) {
+            None => {}
+            Some(Changed::Missing(error)) => {
+                refusals.push(refusal(snapshot.root, path, &format!("it cannot be found: {error}"), "put the file back in its place"));
+            }
+            Some(Changed::Text) => {
+                let why = "it is another executable or library than at the checkpoint (build id or size differ)";
+                refusals.push(refusal(snapshot.root, path, why, "put back the version the job was running"));
+            }
+            Some(Changed::Shorter(size)) if policy == FilesPolicy::Fail || (written && policy != FilesPolicy::Keep) => {
+                let why = format!("it has {size} bytes, {} fewer than at the checkpoint", regular.size - size);
+                refusals.push(refusal(snapshot.root, path, &why, "put back the file as it was, or restore with --files keep"));
+            }
+            Some(Changed::Longer(size)) if policy == FilesPolicy::Fail => {
+                let why = format!("it has {size} bytes, {} more than at the checkpoint", size - regular.size);
+                refusals.push(refusal(snapshot.root, path, &why, "restore with --files truncate or keep"));
+            }
+            Some(Changed::Longer(_)) if policy == FilesPolicy::Truncate && written => {
+                if !cut.iter().any(|other| other.path == regular.path) {
+                    cut.push(regular.clone());
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    cut
+}
+
+fn ids_taken(snapshot: &Snapshot, tree: &[tree::Step], host: &Host, taken: &dyn Fn(u32) -> bool) -> bool {
+    let threads = snapshot.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid));
+    let ghosts = tree.iter().filter_map(|step| match step {
+        tree::Step::Spawn { pid } | tree::Step::Fork { pid, .. } if *pid < tree::HELPERS => Some(*pid),
+        _ => None,
+    });
+    threads.chain(ghosts).any(|id| id >= host.pid_max || taken(id))
+}
+
+/// Finds addresses that no process of the job uses.
+fn find_block(snapshot: &Snapshot, host: &Host) -> Option<Block> {
+    let mut used: Vec<(u64, u64)> = snapshot
+        .processes
+        .iter()
+        .filter_map(|p| p.memory.as_ref())
+        .flat_map(|m| m.mappings.iter().map(|m| (m.start, m.end)))
+        .collect();
+    used.sort_unstable();
+    let threads = snapshot.processes.iter().map(|p| p.threads.len()).max().unwrap_or(1) - 1;
+    let vdso: u64 = host.vdso_pieces.iter().map(|(length, _)| length).sum();
+    let mut block = Block { leader: LEADER_ROOM, thread: THREAD_ROOM, threads, vdso, ..Default::default() };
+    let largest = snapshot.shared.iter().map(|s| s.size).max().unwrap_or(0);
+    // Shared memory may be mapped by huge pages.
+    let spare = (largest.max(vdso) + (1 << 30)).next_multiple_of(1 << 21);
+    let needed = block.length() as u64 + vdso + spare + (4 << 20);
+    let mut at = LOWEST;
+    for (start, end) in used.iter().copied().chain([(HIGHEST, u64::MAX)]) {
+        if start > at && start - at > needed + (2 << 20) {
+            block.base = (at + (1 << 20)).next_multiple_of(1 << 21);
+            block.staging = block.base + block.length() as u64;
+            block.spare = (block.staging + vdso).next_multiple_of(1 << 30);
+            if block.spare + largest.max(vdso) < start {
+                return Some(block);
+            }
+        }
+        at = at.max(end.min(HIGHEST));
+    }
+    None
+}
+
+fn maker_of_object(snapshot: &Snapshot, id: u32) -> Option<u32> {
+    let maps = |process: &&Process| {
+        let uses = |m: &Mapping| m.kind() == Kind::AnonymousShared && m.file == id;
+        process.memory.as_ref().is_some_and(|memory| memory.mappings.iter().any(uses))
+    };
+    snapshot.processes.iter().find(maps).map(|process| process.pid)
+}
+
+/// Shared anonymous memory has no name to open it by, but for the process that maps it: /proc/self/map_files.
+fn make_object(shell: &mut Shell, shared: &images::proto::SharedMemory, at: u64, place: u32) {
+    let mut flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+    if shared.huge_page_size != 0 {
+        flags |= libc::MAP_HUGETLB | (shared.huge_page_size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
+    }
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let args = [at.into(), shared.size.into(), prot.into(), flags.into(), u64::MAX.into(), 0.into()];
+    shell.program.call(libc::SYS_mmap, &args, Expect::Exactly(at), format!("make {} bytes of shared memory", shared.size));
+    let end = at + shared.size.next_multiple_of(PAGE_SIZE as u64);
+    let fd = shell.open_path(&format!("/proc/self/map_files/{at:x}-{end:x}"), libc::O_RDWR as u32);
+    shell.program.must(libc::SYS_munmap, &[at.into(), (end - at).into()], "unmap it");
+    shell.rename(fd, place, true);
+}
+
+const PR_SET_THP_DISABLE: u64 = 41;
+
+fn map_memory(
+    shell: &mut Shell,
+    process: &Process,
+    snapshot: &Snapshot,
+    content: &BTreeMap<u64, Content>,
+    host: &Host,
+    block: &Block,
+    object_place: &dyn Fn(u32) -> u32,
+) {
+    let Some(memory) = &process.memory else { return };
+    if process.thp_disabled {
+        let args = [PR_SET_THP_DISABLE.into(), 1.into(), 0.into(), 0.into(), 0.into()];
+        shell.program.must(libc::SYS_prctl, &args, "use no huge pages");
+    }
+    let recorded = snapshot.host.as_ref().map_or(&[][..], |host| &host.vdso);
+    vdso::place(&mut shell.program, memory, recorded, host, block.staging, block.spare);
+    // One descriptor a file, whatever the number of its mappings.
+    let mut open: BTreeMap<(bool, u32), u32> = BTreeMap::new();
+    for mapping in &memory.mappings {
+        let filled = content.get(&memory.space).is_some_and(|content| content.within(mapping));
+        let fd = match mapping.kind() {
+            Kind::Vdso | Kind::Vvar => continue,
+            Kind::Anonymous => None,
+            Kind::FilePrivate | Kind::FileShared => Some(*open.entry((true, mapping.file)).or_insert_with(|| {
+                let file = &snapshot.files[mapping.file as usize - 1];
+                let path = match &file.kind {
+                    Some(FileKind::Regular(regular)) => regular.path.as_str(),
+                    _ => "",
+                };
+                shell.open_path(path, file.flags & libc::O_ACCMODE as u32)
+            })),
+            Kind::AnonymousShared => {
+                let maker = maker_of_object(snapshot, mapping.file).unwrap_or(0);
+                if maker == process.pid {
+                    Some(object_place(mapping.file))
+                } else {
+                    let place = object_place(mapping.file);
+                    Some(*open.entry((false, mapping.file)).or_insert_with(|| shell.fetch(maker, place)))
+                }
+            }
+        };
+        maps::map(&mut shell.program, mapping, fd, filled && matches!(mapping.kind(), Kind::Anonymous | Kind::FilePrivate));
+    }
+    for fd in open.into_values() {
+        shell.close(fd);
+    }
+}
+
+fn finish_memory(
+    shell: &mut Shell,
+    process: &Process,
+    snapshot: &Snapshot,
+    content: &BTreeMap<u64, Content>,
+    ours: u32,
+) {
+    let Some(memory) = &process.memory else { return };
+    for mapping in &memory.mappings {
+        let filled = content.get(&memory.space).is_some_and(|content| content.within(mapping));
+        let private = matches!(mapping.kind(), Kind::Anonymous | Kind::FilePrivate);
+        if !matches!(mapping.kind(), Kind::Vdso | Kind::Vvar) {
+            maps::finish(&mut shell.program, mapping, filled && private);
+        }
+    }
+    // Everything of ours but the outer standard descriptors below `ours` goes; those go last.
+    let outer = ours - 3;
+    let args = [outer.into(), u32::MAX.into(), 0.into()];
+    shell.program.must(libc::SYS_close_range, &args, "close the descriptors used for building");
+    if let Some(layout) = &memory.layout {
+        let exe = snapshot.files.get((layout.exe as usize).wrapping_sub(1));
+        if let Some(FileKind::Regular(regular)) = exe.and_then(|exe| exe.kind.as_ref()) {
+            shell.numbers = Numbers::new(process.descriptors.iter().map(|d| d.fd));
+            let fd = shell.open_path(&regular.path, libc::O_RDONLY as u32);
+            maps::set_layout(&mut shell.program, layout, fd);
+            shell.close(fd);
+        }
+    }
+    let path = |shell: &mut Shell, nr: i64, path: &str, label: String| {
+        let name = shell.program.string(path);
+        shell.program.must(nr, &[name.into()], label);
+    };
+    if process.root != "/" {
+        path(shell, libc::SYS_chdir, &process.cwd, format!("change to {}", process.cwd));
+        path(shell, libc::SYS_chroot, &process.root, format!("make {} the root", process.root));
+    } else {
+        path(shell, libc::SYS_chdir, &process.cwd, format!("change to {}", process.cwd));
+    }
+}
+
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+const PR_SET_PDEATHSIG: u64 = 1;
+const PR_SET_DUMPABLE: u64 = 4;
+const PR_SET_NAME: u64 = 15;
+const PR_SET_TIMERSLACK: u64 = 29;
+
+fn prctl(program: &mut Program, operation: u64, value: u64, label: &str) {
+    let args = [operation.into(), value.into(), 0.into(), 0.into(), 0.into()];
+    program.must(libc::SYS_prctl, &args, label);
+}
+
+fn process_state(shell: &mut Shell, process: &Process, host: &Host) {
+    if process.oom_score_adj != host.oom_score_adj {
+        let fd = shell.open_path("/proc/self/oom_score_adj", libc::O_WRONLY as u32);
+        let text = process.oom_score_adj.to_string();
+        let blob = shell.program.bytes(text.as_bytes());
+        shell.program.must(libc::SYS_write, &[fd.into(), blob.into(), text.len().into()], "set oom_score_adj");
+        shell.close(fd);
+    }
+    let program = &mut shell.program;
+    program.try_call(libc::SYS_umask, &[process.umask.into()], "set the umask");
+    signals::set_actions(program, &process.actions);
+    timers::create(program, &process.posix_timers, host.timer_ids);
+    if process.child_subreaper {
+        prctl(program, PR_SET_CHILD_SUBREAPER, 1, "adopt orphans");
+    }
+    limits::set(program, &process.limits, &host.limits);
+}
+
+fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) -> Program {
+    let mut program = Program::new();
+    let name = program.string(&thread.name);
+    program.must(libc::SYS_prctl, &[PR_SET_NAME.into(), name.into()], format!("be called {}", thread.name));
+    program.try_call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()], "set clear_child_tid");
+    if thread.robust_list != 0 {
+        let args = [thread.robust_list.into(), thread.robust_list_len.into()];
+        program.must(libc::SYS_set_robust_list, &args, "register the robust futex list");
+    }
+    cpu::set_rseq(&mut program, thread);
+    signals::set_altstack(&mut program, thread);
+    if let Some(wanted) = &thread.scheduling {
+        scheduling::set(&mut program, wanted, &host.scheduling, online);
+    }
+    if thread.timer_slack != 0 {
+        prctl(&mut program, PR_SET_TIMERSLACK, thread.timer_slack, "set the timer slack");
+    }
+    program.try_call(libc::SYS_personality, &[thread.personality.into()], "set the personality");
+    signals::queue(&mut program, process.pid, thread.tid, &thread.pending);
+    if let Some(wanted) = &thread.credentials {
+        // What `assume_files` changed counts as ours for the comparison; it only ever takes away.
+        identity::assume(&mut program, wanted, &host.credentials);
+    }
+    // Changing ids resets these two.
+    if thread.tid == process.pid && process.dumpable <= 1 {
+        prctl(&mut program, PR_SET_DUMPABLE, u64::from(process.dumpable), "set dumpable");
+    }
+    if thread.parent_death_signal != 0 {
+        prctl(&mut program, PR_SET_PDEATHSIG, u64::from(thread.parent_death_signal), "set the parent-death signal");
+    }
+    program
+}

@@ -193,7 +193,7 @@ fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captu
             if record.ppid != 0 {
                 record.set_state(ProcessState::Zombie);
                 record.wait_status = stat.field(52) as i32;
-                record.threads = vec![Thread { tid: record.pid, name: status.text("Name").to_owned(), ..Default::default() }];
+                record.threads = vec![Thread { tid: record.pid, name: name(*pid, *pid), ..Default::default() }];
                 processes.push(record);
             }
             continue;
@@ -235,7 +235,8 @@ fn check(order: &[u32], statuses: &HashMap<u32, Status>, root: u32, refusals: &m
     };
     let namespaces = |pid: u32| ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"].map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok());
     let (ours, theirs) = (namespaces(std::process::id()), namespaces(root));
-    if (1..=4).chain(6..8).any(|nth| ours[nth] != theirs[nth]) {
+    let ended = statuses.get(&root).is_some_and(|status| status.state() == 'Z');
+    if !ended && (1..=4).chain(6..8).any(|nth| ours[nth] != theirs[nth]) {
         let advice = "run ckptd inside the container";
         refuse(root, "its namespaces", "the job is in other namespaces (a container's) than ckptd", advice);
     }
@@ -250,14 +251,13 @@ fn check(order: &[u32], statuses: &HashMap<u32, Status>, root: u32, refusals: &m
         if status.number("Seccomp") != 0 {
             refuse(*pid, "its seccomp filter", "seccomp filters are not supported yet", "start the program without a sandbox");
         }
-        if *pid != root && namespaces(*pid) != theirs {
+        if *pid != root && namespaces(*pid) != theirs && status.state() != 'Z' {
             refuse(*pid, "its namespaces", "it is in other namespaces than the rest of the job", "start it without unshare or a sandbox");
         }
         let parent = status.number("PPid");
         for (share, what) in [
             (sys::Share::Memory, "memory"),
             (sys::Share::Descriptors, "descriptor table"),
-            (sys::Share::Fs, "working directory"),
         ] {
             let same = statuses.contains_key(&parent)
                 && sys::compare(*pid as i32, parent as i32, share, 0, 0).is_ok_and(|order| order == std::cmp::Ordering::Equal);
@@ -288,6 +288,9 @@ fn relations(status: &Status, stat: &Stat, ids: &Ids, statuses: &HashMap<u32, St
         sid: if sid == ids.outer_session { 0 } else { sid },
         pgid: if pgid == ids.outer_group { 0 } else { pgid },
         exit_signal: stat.field(38) as u32,
+        shares_fs: statuses.contains_key(&parent)
+            && sys::compare(status.number("Pid") as i32, parent as i32, sys::Share::Fs, 0, 0)
+                .is_ok_and(|order| order == std::cmp::Ordering::Equal),
         ..Default::default()
     }
 }
@@ -318,11 +321,10 @@ fn one(
         let robust = sys::robust_list(tid as i32).map_err(failed(format!("reading the robust list of thread {tid}")))?;
         let sched = scheduling::capture(tid).map_err(failed(format!("reading the scheduling of thread {tid}")))?;
         let pending = thread.task()?.pending_signals(false).map_err(failed(format!("reading pending signals of thread {tid}")))?;
-        let name = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
         let personality = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality")).unwrap_or_default();
         let record_thread = Thread {
             tid: inner,
-            name: name.trim_end_matches('\n').to_owned(),
+            name: name(pid, tid),
             registers: sys::registers_to_bytes(&state.registers),
             remaining: remaining(tid, &state),
             xstate: state.xstate,
@@ -386,6 +388,15 @@ fn one(
     record.oom_score_adj = text("oom_score_adj")?.trim().parse().unwrap_or(0);
     let _ = ids;
     Ok(())
+}
+
+/// The name of a thread.
+fn name(pid: u32, tid: u32) -> Vec<u8> {
+    let mut name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    if name.last() == Some(&b'\n') {
+        name.pop();
+    }
+    name
 }
 
 struct Answer {

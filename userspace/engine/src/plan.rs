@@ -203,8 +203,8 @@ pub(crate) fn make(
         let why = "its processes use nearly all addresses, so that none are left to build it from";
         vec![refusal(snapshot.root, "its memory", why, "report this program")]
     })?;
-    let highest = processes.iter().flat_map(|p| p.descriptors.iter().map(|d| d.fd)).max().unwrap_or(2).max(2);
-    let outer = highest + 1;
+    let ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    let outer = free_descriptors(&processes, ours as u32);
     let making = Making { files: &snapshot.files, processes: &snapshot.processes, outer, base: outer + 3 };
     let object_place = |id: u32| making.base + snapshot.files.len() as u32 + id;
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
@@ -247,7 +247,7 @@ pub(crate) fn make(
     stage(&mut steps, "watch descriptors", &|shell, process| epoll::register(shell, &making, process));
     steps.push(Step::Fill);
     stage(&mut steps, "finish memory", &|shell, process| {
-        finish_memory(shell, process, snapshot, content, making.base);
+        finish_memory(shell, process, snapshot, content, outer..outer + ours as u32);
     });
     for process in &processes {
         for thread in process.threads.iter().skip(1) {
@@ -271,8 +271,10 @@ pub(crate) fn make(
     stage(&mut steps, "queue signals and start timers", &|shell, process| {
         let program = &mut shell.program;
         signals::drain(program);
-        signals::queue(program, process.pid, 0, &process.pending);
-        timers::arm(program, &process.interval_timers, &process.posix_timers);
+        signals::queue(program, process.pid, 0, &process.pending, &process.posix_timers);
+        let pending = || process.pending.iter().chain(process.threads.iter().flat_map(|thread| &thread.pending));
+        let is_pending = |timer: &_| pending().any(|info| signals::is_from(info, timer));
+        timers::arm(program, &process.interval_timers, &process.posix_timers, &is_pending);
     });
     steps.push(Step::LetGo);
     Ok(Plan { steps, namespace, block, objects, host: host.clone(), outer })
@@ -444,6 +446,19 @@ fn find_block(snapshot: &Snapshot, host: &Host) -> Option<Block> {
     None
 }
 
+/// The lowest run of so many descriptors that no process of the job uses.
+fn free_descriptors(processes: &[&Process], count: u32) -> u32 {
+    let used: BTreeSet<u32> = processes.iter().flat_map(|p| p.descriptors.iter().map(|d| d.fd)).chain(0..3).collect();
+    let mut free = 0;
+    for fd in used {
+        if fd - free >= count {
+            break;
+        }
+        free = fd + 1;
+    }
+    free
+}
+
 fn maker_of_object(snapshot: &Snapshot, id: u32) -> Option<u32> {
     let maps = |process: &&Process| {
         let uses = |m: &Mapping| m.kind() == Kind::AnonymousShared && m.file == id;
@@ -522,7 +537,7 @@ fn finish_memory(
     process: &Process,
     snapshot: &Snapshot,
     content: &BTreeMap<u64, Content>,
-    ours: u32,
+    ours: std::ops::Range<u32>,
 ) {
     let Some(memory) = &process.memory else { return };
     for mapping in &memory.mappings {
@@ -532,9 +547,7 @@ fn finish_memory(
             maps::finish(&mut shell.program, mapping, filled && private);
         }
     }
-    // Everything of ours but the outer standard descriptors below `ours` goes; those go last.
-    let outer = ours - 3;
-    let args = [outer.into(), u32::MAX.into(), 0.into()];
+    let args = [ours.start.into(), (ours.end - 1).into(), 0.into()];
     shell.program.must(libc::SYS_close_range, &args, "close the descriptors used for building");
     if let Some(layout) = &memory.layout {
         let exe = snapshot.files.get((layout.exe as usize).wrapping_sub(1));
@@ -588,8 +601,9 @@ fn process_state(shell: &mut Shell, process: &Process, host: &Host) {
 
 fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) -> Program {
     let mut program = Program::new();
-    let name = program.string(&thread.name);
-    program.must(libc::SYS_prctl, &[PR_SET_NAME.into(), name.into()], format!("be called {}", thread.name));
+    let label = format!("be called {}", String::from_utf8_lossy(&thread.name));
+    let name = program.bytes([&thread.name[..], &[0]].concat());
+    program.must(libc::SYS_prctl, &[PR_SET_NAME.into(), name.into()], label);
     program.try_call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()], "set clear_child_tid");
     if thread.robust_list != 0 {
         let args = [thread.robust_list.into(), thread.robust_list_len.into()];
@@ -604,7 +618,7 @@ fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) ->
         prctl(&mut program, PR_SET_TIMERSLACK, thread.timer_slack, "set the timer slack");
     }
     program.try_call(libc::SYS_personality, &[thread.personality.into()], "set the personality");
-    signals::queue(&mut program, process.pid, thread.tid, &thread.pending);
+    signals::queue(&mut program, process.pid, thread.tid, &thread.pending, &process.posix_timers);
     if let Some(wanted) = &thread.credentials {
         // What `assume_files` changed counts as ours for the comparison; it only ever takes away.
         identity::assume(&mut program, wanted, &host.credentials);

@@ -9,7 +9,8 @@ pub(crate) struct Status(HashMap<String, String>);
 
 impl Status {
     pub(crate) fn read(tid: u32) -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string(format!("/proc/{tid}/status"))?))
+        // Names may be any bytes.
+        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{tid}/status"))?)))
     }
 
     pub(crate) fn parse(text: &str) -> Self {
@@ -55,7 +56,7 @@ pub(crate) struct Stat(Vec<i64>);
 
 impl Stat {
     pub(crate) fn read(pid: u32) -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat"))?))
+        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat"))?)))
     }
 
     fn parse(text: &str) -> Self {

@@ -199,7 +199,9 @@ impl Builder<'_> {
     fn fork(&mut self, parent: u32, pid: u32, exit_signal: u32) -> Result<(), RestoreError> {
         let any = pid >= tree::HELPERS;
         let mut program = Program::new();
-        clone3(&mut program, 0, u64::from(exit_signal), (!any).then_some(pid), &format!("fork {pid}"));
+        let shares = self.snapshot.processes.iter().any(|process| process.pid == pid && process.shares_fs);
+        let flags = if shares { libc::CLONE_FS as u64 } else { 0 };
+        clone3(&mut program, flags, u64::from(exit_signal), (!any).then_some(pid), &format!("fork {pid}"));
         let (outer, result) = self.run_making(parent, "fork", &program)?;
         let inner = if any { result as i32 } else { pid as i32 };
         let slot = self.tasks.get(&parent).map(|task| task.slot).ok_or_else(|| missing(parent))?;
@@ -283,7 +285,7 @@ impl Builder<'_> {
     fn zombie(&mut self, pid: u32, wait_status: i32) -> Result<(), RestoreError> {
         let name = self.snapshot.processes.iter().find(|p| p.pid == pid).and_then(|p| p.threads.first()).map(|t| t.name.clone());
         let mut program = Program::new();
-        let name = program.string(&name.unwrap_or_default());
+        let name = program.bytes([&name.unwrap_or_default()[..], &[0]].concat());
         program.must(libc::SYS_prctl, &[15.into(), name.into()], "take its name");
         // A core file was written the first time.
         let none = program.words(&[0, 0]);
@@ -294,7 +296,8 @@ impl Builder<'_> {
             return self.exit(pid, libc::WEXITSTATUS(wait_status));
         }
         let (task, _) = self.take(pid)?;
-        // It has stopped for a signal: another one takes its place.
+        // It has stopped for a signal: another one, which must not be blocked, takes its place.
+        task.set_signal_mask(0).map_err(failed(format!("process {pid}: unblocking signals")))?;
         let mut running = task.resume(signal).map_err(failed(format!("process {pid}: end by signal {signal}")))?;
         if signal == libc::SIGKILL {
             let _ = sys::kill(running.tid(), signal);

@@ -1,6 +1,6 @@
 //! Signal actions, pending signals and alternate stacks.
 
-use images::proto::{SigAltStack, SignalAction, Thread};
+use images::proto::{PosixTimer, SigAltStack, SignalAction, Thread};
 use remote::{Blob, Expect, Outcome, Program};
 
 /// Highest signal number.
@@ -71,6 +71,13 @@ pub(crate) fn set_altstack(program: &mut Program, thread: &Thread) {
     }
 }
 
+/// Whether a pending signal was sent by a timer: si_code is SI_TIMER, si_tid its id (sigaction(2)).
+pub(crate) fn is_from(info: &[u8], timer: &PosixTimer) -> bool {
+    const SI_TIMER: i32 = -2;
+    let word = |at: usize| info.get(at..at + 4).map(|b| i32::from_ne_bytes(b.try_into().unwrap_or_default()));
+    word(8) == Some(SI_TIMER) && word(16) == Some(timer.id)
+}
+
 /// Forgets the SIGCHLD that making the tree has caused.
 pub(crate) fn drain(program: &mut Program) {
     let set = program.words(&[1 << (libc::SIGCHLD - 1)]);
@@ -81,8 +88,12 @@ pub(crate) fn drain(program: &mut Program) {
 
 /// Queues signals for the whole process (`tid` 0) or one thread. A task may send itself any siginfo
 /// (kernel/signal.c, do_rt_sigqueueinfo), so the receiver sees the original sender.
-pub(crate) fn queue(program: &mut Program, pid: u32, tid: u32, pending: &[Vec<u8>]) {
+/// A periodic timer that has fired queues its signal, with its overruns, by itself as it fires again at once.
+pub(crate) fn queue(program: &mut Program, pid: u32, tid: u32, pending: &[Vec<u8>], timers: &[PosixTimer]) {
     for info in pending {
+        if timers.iter().any(|timer| timer.interval != 0 && is_from(info, timer)) {
+            continue;
+        }
         let signal = info.get(0..4).map_or(0, |b| i32::from_ne_bytes(b.try_into().unwrap_or_default()));
         let blob = program.bytes(info.clone());
         let label = format!("queue signal {signal}");

@@ -133,7 +133,13 @@ pub(crate) fn create(program: &mut Program, timers: &[PosixTimer], restore_ids: 
 }
 
 /// Sets all timers going, with the time they had left.
-pub(crate) fn arm(program: &mut Program, interval: &[IntervalTimer], posix: &[PosixTimer]) {
+/// A periodic one whose signal `is_pending` fires at once, to be pending again.
+pub(crate) fn arm(
+    program: &mut Program,
+    interval: &[IntervalTimer],
+    posix: &[PosixTimer],
+    is_pending: &dyn Fn(&PosixTimer) -> bool,
+) {
     for timer in interval {
         let split = |us: u64| [us / 1_000_000, us % 1_000_000];
         let value = program.words(&[split(timer.interval), split(timer.remaining)].concat());
@@ -141,7 +147,8 @@ pub(crate) fn arm(program: &mut Program, interval: &[IntervalTimer], posix: &[Po
     }
     for timer in posix.iter().filter(|timer| timer.remaining != 0) {
         let split = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
-        let value = program.words(&[split(timer.interval), split(timer.remaining)].concat());
+        let remaining = if timer.interval != 0 && is_pending(timer) { 1 } else { timer.remaining };
+        let value = program.words(&[split(timer.interval), split(remaining)].concat());
         let args = [timer.id.into(), 0.into(), value.into(), 0.into()];
         program.must(libc::SYS_timer_settime, &args, format!("set timer {}", timer.id));
     }

@@ -39,7 +39,8 @@ pub(crate) fn finish(files: &mut [OpenFile], pending: &[(u32, Held)], outer: &Ou
                 files[*id as usize - 1].kind = Some(kind);
                 continue;
             }
-            if other_end_is_alive(held) {
+            // A FIFO has a name by which it is opened again, whoever is at its other end.
+            if held.link.starts_with("pipe:") && other_end_is_alive(held) {
                 let why = "the other end of this pipe is held by a process outside of the job".to_owned();
                 refuse(held, (why, "checkpoint the process that holds it too, as one job".to_owned()));
                 continue;
@@ -134,10 +135,13 @@ pub(crate) fn open(shell: &mut Shell, making: &Making<'_>, end: &PipeEnd, file: 
     }
     for (_, end) in &all {
         if !end.data.is_empty() {
-            let data = shell.program.bytes(end.data.clone());
-            let args = [write.into(), data.into(), end.data.len().into()];
-            let label = format!("put {} bytes into the pipe", end.data.len());
-            shell.program.call(libc::SYS_write, &args, remote::Expect::Exactly(end.data.len() as u64), label);
+            // A multiple of a page leaves as few buffers partly filled as there were.
+            for piece in end.data.chunks(64 << 10) {
+                let data = shell.program.bytes(piece);
+                let args = [write.into(), data.into(), piece.len().into()];
+                let label = format!("put {} bytes into the pipe", piece.len());
+                shell.program.call(libc::SYS_write, &args, remote::Expect::Exactly(piece.len() as u64), label);
+            }
         }
     }
     let mut used = [false; 2];

@@ -235,7 +235,7 @@ impl<'a> Context<'a> {
             name: process
                 .threads
                 .first()
-                .map(|thread| thread.name.clone())
+                .map(|thread| String::from_utf8_lossy(&thread.name).into_owned())
                 .unwrap_or_default(),
             uid: credentials.euid,
             gid: credentials.egid,
@@ -246,7 +246,7 @@ impl<'a> Context<'a> {
                 .iter()
                 .map(|thread| Thread {
                     tid: thread.tid,
-                    name: thread.name.clone(),
+                    name: String::from_utf8_lossy(&thread.name).into_owned(),
                 })
                 .collect(),
             mapped: mappings

@@ -172,6 +172,8 @@ impl Supervisor {
 
     fn say_goodbye(&self) {
         if let Some(report) = &self.kept {
+            // The whole job was killed: its pids are free for a restore only once everybody has been waited for.
+            while waitpid(None, WaitOptions::empty()).is_ok() {}
             eprintln!(
                 "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}",
                 report.job,

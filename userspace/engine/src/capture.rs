@@ -8,7 +8,7 @@ use images::proto::{self, Descriptor, Process, Remaining, Snapshot, Thread};
 use remote::live::{FRAME_ALTSTACK, Lent, State};
 use remote::{Blob, Outcome, Program, stub, sys};
 
-use crate::files::{Table, outer::Outer};
+use crate::files::{Table, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::{self, Source};
 use crate::procfs::{Stat, Status};
@@ -210,7 +210,9 @@ fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captu
         processes.iter().map(|p| (outer(p.pid), p.descriptors.clone())).collect()
     };
     let borrowed: Vec<(u32, &[Descriptor])> = tables.iter().map(|(pid, d)| (*pid, d.as_slice())).collect();
-    table.finish(&borrowed, &mut refusals);
+    table.finish(&borrowed, &mut |pid, program| frozen.run(pid, program), &mut refusals)?;
+    let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
+    pty::controlling(&mut processes, &outer, &table.files, &mut refusals);
     for (space, file, size) in std::mem::take(&mut table.objects) {
         sources.push(Source::Object { space, file, size });
     }
@@ -444,6 +446,9 @@ fn interview(
         let inner = if tid == pid { inner_pid } else { Status::read(tid).map_or(tid, |s| s.inner("NSpid")) as i32 };
         let slot = lent.slot(nth, thread.task()?, (inner_pid, inner), signal, &state)?;
         let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(known)));
+        if tid == pid {
+            process.slot = Some(slot);
+        }
         asked.push((tid, slot, state, rseq, questions));
     }
     process.lent = Some(lent);

@@ -202,14 +202,20 @@ impl Table {
     }
 
     /// Settles what depends on several descriptors: which pipes lead out of the job, what is in the others, and what epolls watch.
-    pub(crate) fn finish(&mut self, processes: &[(u32, &[Descriptor])], refusals: &mut Vec<Refusal>) {
+    pub(crate) fn finish(
+        &mut self,
+        processes: &[(u32, &[Descriptor])],
+        run: pty::Running<'_>,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), CheckpointError> {
         let pending = std::mem::take(&mut self.pending);
         let mut refuse = |held: &Held, (why, advice): Why| {
             refusals.push(Refusal { pid: held.pid, what: format!("descriptor {} ({})", held.fd, held.link), why, advice });
         };
         pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
-        pty::finish(&mut self.files, &pending, &mut refuse);
+        pty::finish(&mut self.files, &pending, run, &mut refuse)?;
         epoll::finish(&mut self.files, &pending, processes, &mut refuse);
+        Ok(())
     }
 }
 
@@ -338,6 +344,8 @@ pub(crate) struct Making<'a> {
     pub(crate) outer: u32,
     /// Where open file `id` lies in the process that makes it: this plus its id.
     pub(crate) base: u32,
+    /// Indices of pseudo terminals that others have.
+    pub(crate) terminals: Vec<u32>,
 }
 
 impl Making<'_> {
@@ -371,7 +379,17 @@ impl Making<'_> {
 
     /// Step 1, in every process: makes the files it is to make.
     pub(crate) fn make(&self, shell: &mut Shell, pid: u32) {
-        for file in self.made_by(pid) {
+        self.make_those(shell, pid, |file| !(device::is_own_terminal(file) || pty::is_slave(file)));
+    }
+
+    /// Step 1 for sessions with a terminal of the job, and for what needs terminals to be there: their other ends, /dev/tty.
+    pub(crate) fn make_terminals(&self, shell: &mut Shell, process: &Process) {
+        pty::control(shell, self, process);
+        self.make_those(shell, process.pid, |file| device::is_own_terminal(file) || pty::is_slave(file));
+    }
+
+    fn make_those(&self, shell: &mut Shell, pid: u32, those: fn(&OpenFile) -> bool) {
+        for file in self.made_by(pid).into_iter().filter(|file| those(file)) {
             let place = self.place(file.id);
             let fd = match &file.kind {
                 Some(Kind::Regular(regular)) => regular::open(shell, regular, file.flags),

@@ -5,7 +5,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use remote::live::{self, Lent, State};
-use remote::{Running, Stop, Stopped, Waited, sys, task};
+use remote::stub::{self, Slot};
+use remote::{Outcome, Program, Running, Stop, Stopped, Waited, sys, task};
 
 use crate::procfs::{self, Status};
 use crate::{CheckpointError, Refusal, Scope};
@@ -28,6 +29,8 @@ pub(crate) struct Process {
     pub(crate) stopped_by: Option<i32>,
     /// The stub, while it is lent.
     pub(crate) lent: Option<Lent>,
+    /// Where programs run in the leader while the stub is lent.
+    pub(crate) slot: Option<Slot>,
 }
 
 /// One frozen thread.
@@ -101,6 +104,7 @@ impl Frozen {
                 threads: BTreeMap::new(),
                 stopped_by: None,
                 lent: None,
+                slot: None,
             });
             if known && process.threads.is_empty() && Status::read(pid).is_ok_and(|s| s.state() == 'Z') {
                 continue;
@@ -242,6 +246,26 @@ impl Frozen {
     fn mark_zombies(&mut self, scope: Scope) {
         let now = members(scope);
         self.processes.retain(|pid, process| !process.threads.is_empty() || now.contains(pid));
+    }
+
+    /// Runs a program in the leader of a process to which the stub is lent.
+    pub(crate) fn run(&mut self, pid: u32, program: &Program) -> Result<Outcome, CheckpointError> {
+        let gone = || CheckpointError::Gone { pid };
+        let process = self.processes.get_mut(&pid).ok_or_else(gone)?;
+        let slot = process.slot.ok_or_else(gone)?;
+        let leader = process.threads.get_mut(&pid).ok_or_else(gone)?;
+        let mut task = leader.task.take().ok_or_else(gone)?;
+        let mut run = stub::Run::new(slot, program);
+        loop {
+            match run.start(task)? {
+                Ok(running) => task = run.finish(running, &mut |_| {})?,
+                Err(task) => {
+                    leader.held.append(&mut run.held);
+                    leader.task = Some(task);
+                    return Ok(run.into_outcome());
+                }
+            }
+        }
     }
 
     /// Lets the job run on, or with `kill` ends it where it stands.

@@ -3,7 +3,7 @@
 use images::proto::{self, Credentials, Rlimit, Scheduling};
 
 use crate::maps;
-use crate::procfs::Status;
+use crate::procfs::{self, Status};
 use crate::{cpu, identity, limits, scheduling};
 use remote::sys;
 
@@ -23,6 +23,8 @@ pub(crate) struct Host {
     /// PR_TIMER_CREATE_RESTORE_IDS works.
     pub(crate) timer_ids: bool,
     pub(crate) pid_max: u32,
+    /// Indices of the pseudo terminals there are.
+    pub(crate) terminals: Vec<u32>,
 }
 
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -46,6 +48,7 @@ impl Host {
             vdso_pieces: pieces.map(|area| (area.end - area.start, area.path == "[vdso]")).collect(),
             timer_ids: (major, minor) >= (6, 15),
             pid_max: number("/proc/sys/kernel/pid_max"),
+            terminals: procfs::numbered("/dev/pts"),
         }
     }
 

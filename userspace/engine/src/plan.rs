@@ -10,7 +10,7 @@ use images::proto::{Mapping, Process, Regular, Snapshot, Thread};
 use images::{Checkpoint, PAGE_SIZE};
 use remote::{Expect, Program};
 
-use crate::files::{Making, Numbers, Shell, epoll, regular};
+use crate::files::{Making, Numbers, Shell, epoll, pty, regular};
 use crate::host::Host;
 use crate::{FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, limits, maps, scheduling, signals, timers, tree, vdso};
 
@@ -38,6 +38,8 @@ pub(crate) enum Step {
 pub struct Plan {
     pub(crate) steps: Vec<Step>,
     pub(crate) namespace: bool,
+    /// With a /dev/pts of its own, as indices of its terminals are taken.
+    pub(crate) terminals: bool,
     pub(crate) block: Block,
     /// Where each shared memory object can be found while the job is built: process and descriptor.
     pub(crate) objects: Vec<(u32, u32, u64, u64)>,
@@ -84,7 +86,10 @@ impl Plan {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.namespace {
-            lines.push("make a pid namespace with its own /proc, as pids of the job are taken".to_owned());
+            lines.push("make a pid namespace with its own /proc, as pids or terminals of the job are taken".to_owned());
+        }
+        if self.terminals {
+            lines.push("mount a /dev/pts of its own there, as terminals of the job are taken".to_owned());
         }
         for step in &self.steps {
             step.lines(&mut lines);
@@ -205,10 +210,13 @@ pub(crate) fn make(
     })?;
     let ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
     let outer = free_descriptors(&processes, ours as u32);
-    let making = Making { files: &snapshot.files, processes: &snapshot.processes, outer, base: outer + 3 };
+    let terminals_taken = pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
+    // A pid namespace comes with a mount namespace, where /dev/pts can be the job's own.
+    let namespace = terminals_taken || ids_taken(snapshot, &tree, host, taken);
+    let terminals = if terminals_taken { Vec::new() } else { host.terminals.clone() };
+    let making = Making { files: &snapshot.files, processes: &snapshot.processes, outer, base: outer + 3, terminals };
     let object_place = |id: u32| making.base + snapshot.files.len() as u32 + id;
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
-    let namespace = ids_taken(snapshot, &tree, host, taken);
     // Descriptor tables, as they are when everybody has been forked: only the outer standard descriptors.
     let mut numbers: BTreeMap<u32, Numbers> =
         processes.iter().map(|p| (p.pid, Numbers::new(outer..outer + 3))).collect();
@@ -243,6 +251,7 @@ pub(crate) fn make(
         map_memory(shell, process, snapshot, content, host, &block, &object_place);
     });
     stage(&mut steps, "open files", &|shell, process| making.make(shell, process.pid));
+    stage(&mut steps, "take over terminals", &|shell, process| making.make_terminals(shell, process));
     stage(&mut steps, "put descriptors in place", &|shell, process| making.place_all(shell, process, host));
     stage(&mut steps, "watch descriptors", &|shell, process| epoll::register(shell, &making, process));
     steps.push(Step::Fill);
@@ -277,7 +286,7 @@ pub(crate) fn make(
         timers::arm(program, &process.interval_timers, &process.posix_timers, &is_pending);
     });
     steps.push(Step::LetGo);
-    Ok(Plan { steps, namespace, block, objects, host: host.clone(), outer })
+    Ok(Plan { steps, namespace, terminals: terminals_taken, block, objects, host: host.clone(), outer })
 }
 
 fn refusal(pid: u32, what: &str, why: &str, advice: &str) -> Refusal {

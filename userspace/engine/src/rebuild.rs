@@ -12,7 +12,7 @@ use remote::seed::{self, Birth};
 use remote::stub::{self, Slot};
 use remote::{Arg, Expect, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
 
-use crate::files::regular;
+use crate::files::{outer, regular};
 use crate::pages::{self, Area, Target};
 use crate::plan::{Plan, Step};
 use crate::{RestoreError, RestoreOptions, Rebuilt, maps, tree, vdso};
@@ -152,6 +152,16 @@ impl Builder<'_> {
         program.must(libc::SYS_mount, &[none.into(), slash.into(), 0.into(), private.into(), 0.into()], "keep mounts to ourselves");
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         program.must(libc::SYS_mount, &[proc.into(), target.into(), proc.into(), flags.into(), 0.into()], "mount its own /proc");
+        if self.plan.terminals {
+            let (devpts, pts) = (program.string("devpts"), program.string("/dev/pts"));
+            let (ptmx, multiplexer) = (program.string("/dev/pts/ptmx"), program.string("/dev/ptmx"));
+            let options = program.string("newinstance,ptmxmode=0666,mode=620,gid=5");
+            let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
+            let args = [devpts.into(), pts.into(), devpts.into(), flags.into(), options.into()];
+            program.must(libc::SYS_mount, &args, "mount its own /dev/pts");
+            let args = [ptmx.into(), multiplexer.into(), 0.into(), libc::MS_BIND.into(), 0.into()];
+            program.must(libc::SYS_mount, &args, "make /dev/ptmx lead there");
+        }
         self.run(INIT, "a namespace", &program)
     }
 
@@ -368,6 +378,8 @@ impl Builder<'_> {
                 let _ = sys::kill(task.outer, process.wait_status);
             }
         }
+        let seen = |pid: u32| self.tasks.get(&pid).map(|task| task.outer);
+        outer::settle(self.snapshot, self.plan.host.terminal, &seen);
         for (_, entry) in std::mem::take(&mut self.tasks) {
             if let Some(task) = entry.task {
                 let _ = task.detach(0);

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use images::proto::Device;
+use images::proto::{Device, OpenFile};
 use images::proto::open_file::Kind;
 
 use super::regular::reopening;
@@ -19,6 +19,11 @@ pub(crate) fn capture(held: &Held) -> Result<Kind, Why> {
         return Err((why, "checkpoint when the program has closed it".to_owned()));
     }
     Ok(Kind::Device(Device { path: held.link.clone(), major: numbers.0, minor: numbers.1 }))
+}
+
+/// /dev/tty, the controlling terminal of whoever opens it.
+pub(crate) fn is_own_terminal(file: &OpenFile) -> bool {
+    matches!(&file.kind, Some(Kind::Device(device)) if (device.major, device.minor) == (5, 0))
 }
 
 pub(crate) fn open(shell: &mut Shell, device: &Device, flags: u32) -> u32 {

@@ -85,6 +85,7 @@ subjects! {
     no_new_privs = own("no_new_privs");
     rlimits = own("rlimits");
     umask_cwd = own("umask_cwd");
+    thread_cwd = own("thread_cwd");
     scheduling = own("scheduling");
     oom_score_adj = own("oom_score_adj");
     comm = own("comm");

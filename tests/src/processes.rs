@@ -73,19 +73,21 @@ pub fn marked(marker: &str) -> Vec<i32> {
     }
 }
 
-/// Kills every process with `marker` by SIGKILL, again and again until none is left.
+/// Kills every process with `marker` by SIGKILL, again and again until none is left, and waits for the last to be gone.
 ///
 /// # Panics
 /// When they do not die.
 pub fn kill_marked(marker: &str) {
+    let mut killed = Vec::new();
     let mut quiet = 0;
     crate::wait_for("the job's processes to die", || {
         let found = marked(marker);
         quiet = if found.is_empty() { quiet + 1 } else { 0 };
         for pid in found {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            killed.push(pid);
         }
-        // Twice, since a process between fork and exec can hide from one look.
-        (quiet >= 2).then_some(())
+        // One that is dying has no environment any more; one between fork and exec can hide from a single look.
+        (quiet >= 2 && !killed.iter().any(|pid| alive(*pid))).then_some(())
     });
 }

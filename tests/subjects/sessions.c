@@ -1,18 +1,21 @@
 /* Sessions and process groups, with leaders that live and leaders that are gone. */
 #include "subject.h"
 
+/* The session and group that the job was started in are not part of it: a restored job is in those of its restore, and
+ * all that matters is that it is so with its parent. */
+enum { OUTSIDE = -2, OWN = -1 };
+
 static void who_am_i(pid_t group, pid_t session) {
-    check_equal(getpgrp(), group);
-    check_equal(getsid(0), session);
+    check_equal(getpgrp(), group == OUTSIDE ? getpgid(getppid()) : group);
+    check_equal(getsid(0), session == OUTSIDE ? getsid(getppid()) : session);
 }
 
 /* A child that waits and then checks its own group and session. */
 static pid_t member(const char *name, pid_t group, pid_t session) {
     pid_t pid = must(fork());
     if (pid != 0) return pid;
-    if (group == -1) must(setpgid(0, 0)), group = getpid();
-    else if (group != getpgrp()) must(setpgid(0, group));
-    if (session == -1) session = getsid(0);
+    if (group == OWN) must(setpgid(0, 0)), group = getpid();
+    else if (group != OUTSIDE && group != getpgrp()) must(setpgid(0, group));
     mark(name);
     wait_go();
     if (sabotage() && strcmp(name, "same-group") == 0) setpgid(0, 0);
@@ -22,12 +25,12 @@ static pid_t member(const char *name, pid_t group, pid_t session) {
 
 int main(int argc, char **argv) {
     subject_begin(argc, argv);
-    pid_t own_group = getpgrp(), own_session = getsid(0);
+    pid_t inherits = member("inherits", OUTSIDE, OUTSIDE);
 
     /* A group of our session: a leader that lives and a member. */
-    pid_t leader = member("leader", -1, own_session);
+    pid_t leader = member("leader", OWN, OUTSIDE);
     await_mark("leader");
-    pid_t same = member("same-group", leader, own_session);
+    pid_t same = member("same-group", leader, OUTSIDE);
 
     /* A group whose leader has ended and been waited for. */
     pid_t ended = must(fork());
@@ -38,7 +41,7 @@ int main(int argc, char **argv) {
         _exit(0);
     }
     await_mark("ended-leader");
-    pid_t leaderless = member("leaderless-group", ended, own_session);
+    pid_t leaderless = member("leaderless-group", ended, OUTSIDE);
     must(waitpid(ended, NULL, 0));
 
     /* A session with several groups, its leader alive. */
@@ -46,7 +49,7 @@ int main(int argc, char **argv) {
     if (chief == 0) {
         must(setsid());
         pid_t me = getpid();
-        pid_t first = member("session-first", me, me), second = member("session-second", -1, me);
+        pid_t first = member("session-first", me, me), second = member("session-second", OWN, me);
         await_mark("session-first");
         await_mark("session-second");
         mark("session");
@@ -81,12 +84,12 @@ int main(int argc, char **argv) {
     }
     must(waitpid(gone, NULL, 0));
 
-    const char *marks[] = {"same-group", "leaderless-group", "session"};
+    const char *marks[] = {"inherits", "same-group", "leaderless-group", "session"};
     for (size_t i = 0; i < COUNT(marks); i++) await_mark(marks[i]);
     ready();
     wait_go();
 
-    who_am_i(own_group, own_session);
+    reap(inherits);
     reap(leader);
     reap(same);
     reap(leaderless);

@@ -102,7 +102,7 @@ static void *run_timed(void *argument) {
     long ran = ticks;
     check(result == 0, "%s gave %d: %s", timed[which].name, result, strerror(error));
     check(slept >= LONG - 0.01, "%s took %.3f s instead of %.0f", timed[which].name, slept, LONG);
-    check((double)ran * 0.005 < LONG + 1.2, "%s ended after %.3f s of running: its wait began anew", timed[which].name,
+    check((double)ran * 0.005 < LONG + 1.0, "%s ended after %.3f s of running: its wait began anew", timed[which].name,
           (double)ran * 0.005);
     __atomic_add_fetch(&finished_timed, 1, __ATOMIC_SEQ_CST);
     return NULL;

@@ -15,8 +15,8 @@ pub(crate) struct Cli {
 }
 
 const EXIT_STATUS: &str = "\
-Exit status: that of the job for `run` and for `restore` in the foreground; else 0 done, 1 failed with the job
-unharmed, 2 wrong usage, 3 the checkpoint is damaged or this host cannot restore it. `run` gives 126 and 127, as
+Exit status: that of the job for `run` and for `restore` in the foreground; else 0 done, 1 failed with the job \
+unharmed, 2 wrong usage, 3 the checkpoint is damaged or this host cannot restore it. `run` gives 126 and 127, as \
 shells do, when the command cannot be executed or is not found.
 
 Environment: CKPTD_DIR is the default of --dir; CKPTD_LOG (error, warn, info, debug, trace) says what is logged.
@@ -182,7 +182,7 @@ impl From<Files> for engine::FilesPolicy {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  ckptd restore heat                              in the foreground, on this terminal; ends as the job ends
+  ckptd restore heat                              in the foreground; ends as the job ends
   ckptd restore --detach --pidfile heat.pid heat  in the background
   ckptd restore --at 3 heat                       from checkpoint 3, not the latest
   ckptd restore --dry-run heat                    print the steps, do nothing

@@ -102,7 +102,7 @@ fn soft_dirty() -> Fact {
         "soft-dirty pages",
         State::Limited,
         "this kernel has none",
-        "every checkpoint writes all memory",
+        "this version does without them; incremental checkpoints will need them, or the page scan",
     )
     .advice("use a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer")
 }

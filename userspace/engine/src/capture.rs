@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use images::proto::process::State as ProcessState;
-use images::proto::{self, Descriptor, Process, Remaining, Snapshot, Thread};
+use images::proto::{self, Descriptor, Process, Snapshot, Thread};
 use remote::live::{FRAME_ALTSTACK, Lent, State};
 use remote::{Blob, Outcome, Program, stub, sys};
 
@@ -14,7 +14,7 @@ use crate::pages::{self, Source};
 use crate::procfs::{Stat, Status};
 use crate::{
     CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, cpu, host, identity, limits, maps, plan, procfs,
-    scheduling, signals, timers,
+    scheduling, signals, timers, waits,
 };
 
 /// Takes a checkpoint. The job runs on, also when this fails or we die.
@@ -328,7 +328,7 @@ fn one(
             tid: inner,
             name: name(pid, tid),
             registers: sys::registers_to_bytes(&state.registers),
-            remaining: remaining(tid, &state),
+            remaining: waits::remaining(tid, &state, thread.asleep_since),
             xstate: state.xstate,
             blocked: state.mask,
             pending: pending.iter().map(|info| info.to_vec()).collect(),
@@ -341,6 +341,7 @@ fn one(
             credentials: Some(identity::credentials(&own_status, outcome.results[questions.securebits].max(0) as u32)),
             scheduling: Some(sched),
             timer_slack: outcome.results[questions.timer_slack].max(0) as u64,
+            place: own_place(pid, tid, &own_status)?,
             personality: u64::from_str_radix(personality.trim(), 16).unwrap_or(0),
         };
         if let Some(asked) = questions.process {
@@ -390,6 +391,19 @@ fn one(
     record.oom_score_adj = text("oom_score_adj")?.trim().parse().unwrap_or(0);
     let _ = ids;
     Ok(())
+}
+
+/// Where a thread works that does not share this with its leader.
+fn own_place(pid: u32, tid: u32, status: &Status) -> Result<Option<proto::Place>, CheckpointError> {
+    let same = sys::compare(pid as i32, tid as i32, sys::Share::Fs, 0, 0);
+    if tid == pid || same.is_ok_and(|order| order == std::cmp::Ordering::Equal) {
+        return Ok(None);
+    }
+    let read = |name: &str| {
+        let path = format!("/proc/{pid}/task/{tid}/{name}");
+        procfs::link(&path).map_err(failed(format!("reading {path}")))
+    };
+    Ok(Some(proto::Place { cwd: read("cwd")?, root: read("root")?, umask: status.octal("Umask") }))
 }
 
 /// The name of a thread.
@@ -496,37 +510,4 @@ fn refresh(
         entry.1 = state;
     }
     Ok(())
-}
-
-const ERESTART_RESTARTBLOCK: i64 = -516;
-
-/// What is left of a wait that the kernel would resume through restart_syscall(2). nanosleep and clock_nanosleep tell it themselves
-/// where the caller asked for it; every other wait starts over with its own timeout.
-fn remaining(tid: u32, state: &State) -> Option<Remaining> {
-    let r = &state.registers;
-    if r.rax as i64 != ERESTART_RESTARTBLOCK || (r.orig_rax as i64) < 0 {
-        return None;
-    }
-    let nr = if r.orig_rax as i64 == libc::SYS_restart_syscall { original_call(tid, r.rip)? } else { r.orig_rax as i64 };
-    let left = match nr {
-        libc::SYS_nanosleep => r.rsi,
-        libc::SYS_clock_nanosleep => r.r10,
-        _ => 0,
-    };
-    let mut time = [0u8; 16];
-    let read = left != 0 && sys::read_memory(tid as i32, left, &mut time).is_ok();
-    let (seconds, nanoseconds) = (first_word(&time), first_word(&time[8..]));
-    let left = if read { seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds) } else { 0 };
-    Some(Remaining { nr: nr as u64, nanoseconds: left })
-}
-
-/// The call that restart_syscall(2) stands for: its number is what the code before the `syscall` instruction loaded into eax.
-fn original_call(tid: u32, ip: u64) -> Option<i64> {
-    let mut code = [0u8; 64];
-    sys::read_memory(tid as i32, ip.checked_sub(66)?, &mut code).ok()?;
-    let restartable = [libc::SYS_poll, libc::SYS_nanosleep, libc::SYS_futex, libc::SYS_clock_nanosleep];
-    code.windows(5).rev().filter(|w| w[0] == 0xb8).find_map(|w| {
-        let nr = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
-        restartable.contains(&nr).then_some(nr)
-    })
 }

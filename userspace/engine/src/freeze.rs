@@ -9,6 +9,7 @@ use remote::stub::{self, Slot};
 use remote::{Outcome, Program, Running, Stop, Stopped, Waited, sys, task};
 
 use crate::procfs::{self, Status};
+use crate::waits;
 use crate::{CheckpointError, Refusal, Scope};
 
 /// How long a task may take to stop before it is named (it may be waiting for a disk).
@@ -39,6 +40,8 @@ pub(crate) struct Thread {
     pub(crate) task: Option<Stopped>,
     /// What it goes back to, once registers other than its own may have been set.
     pub(crate) state: Option<State>,
+    /// When it fell asleep in a system call with a timeout: CLOCK_MONOTONIC in ns.
+    pub(crate) asleep_since: Option<u64>,
     /// Signals it received meanwhile and has not seen yet.
     pub(crate) held: Vec<i32>,
 }
@@ -76,9 +79,10 @@ impl Frozen {
     pub(crate) fn freeze(scope: Scope) -> Result<Self, CheckpointError> {
         let mut frozen = Self { processes: BTreeMap::new(), since: Instant::now() };
         let mut moving: Vec<Running> = Vec::new();
+        let mut clocks = waits::Clocks::default();
         // A round that finds nobody new and everybody stopped has seen all: stopped tasks make no new ones.
         loop {
-            let found = frozen.seize_new(scope, &mut moving)?;
+            let found = frozen.seize_new(scope, &mut clocks, &mut moving)?;
             let settled = moving.is_empty();
             frozen.settle(&mut moving)?;
             if !found && settled {
@@ -94,7 +98,7 @@ impl Frozen {
     }
 
     /// Attaches to tasks not seen before; says whether there were any.
-    fn seize_new(&mut self, scope: Scope, moving: &mut Vec<Running>) -> Result<bool, CheckpointError> {
+    fn seize_new(&mut self, scope: Scope, clocks: &mut waits::Clocks, moving: &mut Vec<Running>) -> Result<bool, CheckpointError> {
         let mut found = false;
         for pid in members(scope) {
             let entry = self.processes.entry(pid);
@@ -113,6 +117,7 @@ impl Frozen {
                 if process.threads.contains_key(&tid) || moving.iter().any(|task| task.tid() == tid as i32) {
                     continue;
                 }
+                let asleep_since = waits::asleep_since(tid, clocks);
                 let running = match Running::seize(tid as i32, task::FOLLOW) {
                     Ok(running) => running,
                     Err(error) => match seize_refused(pid, tid, error)? {
@@ -122,7 +127,7 @@ impl Frozen {
                 };
                 // ESRCH: it ended in between.
                 if running.interrupt().is_ok() {
-                    process.threads.insert(tid, Thread { task: None, state: None, held: Vec::new() });
+                    process.threads.insert(tid, Thread { task: None, state: None, asleep_since, held: Vec::new() });
                     moving.push(running);
                     found = true;
                 }

@@ -26,6 +26,7 @@ mod signals;
 mod timers;
 mod tree;
 mod vdso;
+mod waits;
 
 pub use api::*;
 pub use capture::checkpoint;

@@ -567,15 +567,16 @@ fn finish_memory(
             shell.close(fd);
         }
     }
-    let path = |shell: &mut Shell, nr: i64, path: &str, label: String| {
-        let name = shell.program.string(path);
-        shell.program.must(nr, &[name.into()], label);
-    };
-    if process.root != "/" {
-        path(shell, libc::SYS_chdir, &process.cwd, format!("change to {}", process.cwd));
-        path(shell, libc::SYS_chroot, &process.root, format!("make {} the root", process.root));
-    } else {
-        path(shell, libc::SYS_chdir, &process.cwd, format!("change to {}", process.cwd));
+    work_in(&mut shell.program, &process.cwd, &process.root);
+}
+
+/// The working directory first: its path is as seen from our root.
+fn work_in(program: &mut Program, cwd: &str, root: &str) {
+    let name = program.string(cwd);
+    program.must(libc::SYS_chdir, &[name.into()], format!("change to {cwd}"));
+    if root != "/" {
+        let name = program.string(root);
+        program.must(libc::SYS_chroot, &[name.into()], format!("make {root} the root"));
     }
 }
 
@@ -614,6 +615,11 @@ fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) ->
     let name = program.bytes([&thread.name[..], &[0]].concat());
     program.must(libc::SYS_prctl, &[PR_SET_NAME.into(), name.into()], label);
     program.try_call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()], "set clear_child_tid");
+    if let Some(place) = &thread.place {
+        program.must(libc::SYS_unshare, &[libc::CLONE_FS.into()], "have a working directory of its own");
+        work_in(&mut program, &place.cwd, &place.root);
+        program.try_call(libc::SYS_umask, &[place.umask.into()], "set the umask");
+    }
     if thread.robust_list != 0 {
         let args = [thread.robust_list.into(), thread.robust_list_len.into()];
         program.must(libc::SYS_set_robust_list, &args, "register the robust futex list");

@@ -15,7 +15,7 @@ use remote::{Arg, Expect, Program, RunError, Running, Stop, Stopped, Waited, liv
 use crate::files::{outer, regular};
 use crate::pages::{self, Area, Target};
 use crate::plan::{Plan, Step};
-use crate::{RestoreError, RestoreOptions, Rebuilt, maps, tree, vdso};
+use crate::{RestoreError, RestoreOptions, Rebuilt, maps, tree, vdso, waits};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
@@ -41,6 +41,8 @@ struct Task {
     pid: u32,
     /// Its id as we see it.
     outer: i32,
+    /// What entering the wait it was caught in again gave.
+    entered: Option<u64>,
 }
 
 struct Builder<'a> {
@@ -137,7 +139,7 @@ impl Builder<'_> {
                 program.must(libc::SYS_close, &[fd.into()], "close it");
             }
         }
-        self.tasks.insert(number, Task { task: Some(task), slot, pid: number, outer });
+        self.tasks.insert(number, Task { task: Some(task), slot, pid: number, outer, entered: None });
         self.run(number, "an empty address space", &program)
     }
 
@@ -217,7 +219,7 @@ impl Builder<'_> {
         let slot = self.tasks.get(&parent).map(|task| task.slot).ok_or_else(|| missing(parent))?;
         let slot = Slot { tgid: inner, tid: inner, ..slot };
         let task = born(outer)?;
-        self.tasks.insert(pid, Task { task: Some(task), slot, pid, outer });
+        self.tasks.insert(pid, Task { task: Some(task), slot, pid, outer, entered: None });
         Ok(())
     }
 
@@ -233,7 +235,7 @@ impl Builder<'_> {
         let base = block.base + (block.leader + nth * block.thread) as u64;
         let slot = Slot { base, length: block.thread, tgid: pid as i32, tid: tid as i32, ..slot };
         let task = born(outer)?;
-        self.tasks.insert(tid, Task { task: Some(task), slot, pid, outer });
+        self.tasks.insert(tid, Task { task: Some(task), slot, pid, outer, entered: None });
         Ok(())
     }
 
@@ -390,32 +392,25 @@ impl Builder<'_> {
 
     /// A thread caught in a restartable wait enters it again with the time that was left, so that the kernel knows how to go on.
     fn resume_wait(&mut self, thread: &Thread) -> Result<(), RestoreError> {
-        let Some(left) = thread.remaining.as_ref().filter(|left| left.nanoseconds != 0) else { return Ok(()) };
-        let Some(wanted) = sys::registers_from_bytes(&thread.registers) else { return Ok(()) };
+        let Some(slot) = self.tasks.get(&thread.tid).map(|task| task.slot) else { return Ok(()) };
+        let Some((mut r, time)) = waits::entry(thread, slot.base) else { return Ok(()) };
         let tid = thread.tid;
-        let (task, slot) = self.take(tid)?;
-        let at = slot.base;
-        let time: Vec<u8> = [left.nanoseconds / 1_000_000_000, left.nanoseconds % 1_000_000_000].iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let doing = || failed(format!("thread {tid}: entering its sleep again"));
-        sys::write_memory(task.tid(), &[(at, &time)]).map_err(doing())?;
-        let mut r = task.registers().map_err(doing())?;
-        (r.rip, r.rax, r.orig_rax) = (self.syscall_address(), left.nr, u64::MAX);
-        (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) = (wanted.rdi, wanted.rsi, wanted.rdx, wanted.r10, wanted.r8, wanted.r9);
-        match left.nr as i64 {
-            libc::SYS_nanosleep => r.rdi = at,
-            libc::SYS_clock_nanosleep => r.rdx = at,
-            _ => {
-                self.put(tid, task);
-                return Ok(());
-            }
-        }
+        let (task, _) = self.take(tid)?;
+        let doing = || failed(format!("thread {tid}: entering its wait again"));
+        let time: Vec<u8> = time.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        sys::write_memory(task.tid(), &[(slot.base, &time)]).map_err(doing())?;
+        r.rip = self.syscall_address();
         task.set_registers(&r).map_err(doing())?;
         let running = task.resume_to_syscall().map_err(doing())?;
         let task = expect_stop(running, tid)?;
         let running = task.resume(0).map_err(doing())?;
         // Wherever on its way into the wait it is: the interrupt makes the call end as a signal would.
         let task = live::stop(running).map_err(|error| broke(&self.who(tid), error))?;
+        let result = task.registers().map_err(doing())?.rax;
         self.put(tid, task);
+        if let Some(entry) = self.tasks.get_mut(&tid) {
+            entry.entered = Some(result);
+        }
         Ok(())
     }
 
@@ -437,7 +432,8 @@ impl Builder<'_> {
         let who = self.who(thread.tid);
         let task = self.tasks.get(&thread.tid).and_then(|task| task.task.as_ref()).ok_or_else(|| missing(thread.tid))?;
         let _ = process;
-        let registers = registers(thread).ok_or_else(|| missing(thread.tid))?;
+        let entered = self.tasks.get(&thread.tid).and_then(|task| task.entered);
+        let registers = waits::registers(thread, entered).ok_or_else(|| missing(thread.tid))?;
         task.set_xstate(&thread.xstate).map_err(failed(format!("{who}: setting the xsave area")))?;
         task.set_registers(&registers).map_err(failed(format!("{who}: setting registers")))?;
         task.set_signal_mask(thread.blocked).map_err(failed(format!("{who}: setting the signal mask")))
@@ -498,25 +494,6 @@ impl Builder<'_> {
         }
         self.tasks.clear();
     }
-}
-
-/// The registers a thread goes on with. A wait whose remaining time is not known starts over, as it was called.
-fn registers(thread: &Thread) -> Option<remote::task::Registers> {
-    const ERESTARTNOHAND: i64 = -514;
-    const ERESTART_RESTARTBLOCK: i64 = -516;
-    let mut r = sys::registers_from_bytes(&thread.registers)?;
-    if r.rax as i64 == ERESTART_RESTARTBLOCK && r.orig_rax as i64 >= 0 {
-        match &thread.remaining {
-            Some(left) => {
-                r.orig_rax = left.nr;
-                let resumed = left.nanoseconds != 0 && matches!(left.nr as i64, libc::SYS_nanosleep | libc::SYS_clock_nanosleep);
-                r.rax = if resumed { ERESTART_RESTARTBLOCK } else { ERESTARTNOHAND } as u64;
-            }
-            // Which call it was is not known: it was interrupted.
-            None => (r.rax, r.orig_rax) = (-i64::from(libc::EINTR) as u64, u64::MAX),
-        }
-    }
-    Some(r)
 }
 
 fn missing(tid: u32) -> RestoreError {

@@ -23,6 +23,8 @@ macro_rules! subjects {
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
+            fn by_pid() { interrupt(&SUBJECT, Way::ByPid, Pids::Free); }
+            #[test]
             fn full_pids_taken() { interrupt(&SUBJECT, Way::Killed, Pids::Taken); }
         })*
     };

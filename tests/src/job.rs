@@ -71,6 +71,8 @@ pub struct Job {
     out: PathBuf,
     log: PathBuf,
     supervisor: Option<Child>,
+    /// Whether it was started without ckptd, and is known by its process id only.
+    alone: bool,
     place: Place,
 }
 
@@ -108,6 +110,7 @@ impl Job {
             }
         };
         let mut job = Self::prepare(subject.name);
+        job.alone = true;
         let mut command = Command::new(program);
         command.arg(&job.work).envs(environment.iter().copied());
         job.spawn(command);
@@ -137,6 +140,7 @@ impl Job {
             out,
             log,
             supervisor: None,
+            alone: false,
             place,
         }
     }
@@ -230,10 +234,18 @@ impl Job {
             .unwrap_or_default()
     }
 
-    /// Runs `ckptd checkpoint`.
+    /// Runs `ckptd checkpoint`, by process id where the job has no supervisor.
     #[track_caller]
     pub fn checkpoint(&self, arguments: &[&str]) -> Output {
-        run(self.ckptd("checkpoint").args(arguments).arg(&self.name))
+        let mut command = self.ckptd("checkpoint");
+        command.args(arguments);
+        match self.supervisor() {
+            Some(pid) if self.alone => {
+                command.args(["--pid", &pid.to_string(), "--name", &self.name])
+            }
+            _ => command.arg(&self.name),
+        };
+        run(&mut command)
     }
 
     /// Every file of the job in the store but its lock, sorted.
@@ -273,6 +285,7 @@ impl Job {
 
     /// Starts `ckptd restore` in the foreground.
     pub fn restore(&mut self, arguments: &[&str]) {
+        self.alone = false;
         let mut command = self.ckptd("restore");
         command.args(arguments).arg(&self.name);
         self.spawn(command);

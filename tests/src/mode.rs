@@ -14,13 +14,15 @@ pub enum Way {
     Killed,
     /// Not killed at all: the checkpointed job itself runs to its end.
     RunsOn,
+    /// Started by somebody else, and checkpointed by its process id.
+    ByPid,
 }
 
 impl Way {
     /// The arguments of each checkpoint, in order.
     fn checkpoints(self) -> &'static [&'static [&'static str]] {
         match self {
-            Self::Full | Self::RunsOn => &[&[]],
+            Self::Full | Self::RunsOn | Self::ByPid => &[&[]],
             Self::Killed => &[&["--kill"]],
         }
     }
@@ -28,7 +30,7 @@ impl Way {
     /// The arguments of the restore; none without one.
     fn restore(self) -> Option<&'static [&'static str]> {
         match self {
-            Self::Full | Self::Killed => Some(&[]),
+            Self::Full | Self::Killed | Self::ByPid => Some(&[]),
             Self::RunsOn => None,
         }
     }
@@ -48,6 +50,9 @@ pub enum Pids {
 /// # Panics
 /// When anything else happens.
 pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
+    if way == Way::ByPid && !crate::is_root() {
+        return skip(subject.name, "only root may checkpoint any process");
+    }
     let Some(mut job) = Job::start(subject) else {
         return;
     };

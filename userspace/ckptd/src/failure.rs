@@ -156,10 +156,11 @@ impl Failure {
             .wrap_lines(terminal)
             .break_words(false)
             .build();
-        eprint!("{:?}", Shown(self, &handler));
+        let mut text = format!("{:?}", Shown(self, &handler));
         for obstacle in &self.refusals {
-            eprintln!("  {obstacle}");
+            text += &format!("  {obstacle}\n");
         }
+        crate::output::tell(&text);
     }
 }
 

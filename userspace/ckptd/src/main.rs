@@ -14,6 +14,7 @@ mod supervisor;
 mod take;
 
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -25,6 +26,11 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
+    // A file that may not grow is an error to report, not a reason to die. `run` leaves this to its supervisor, for
+    // its job is to start with the signals as they are.
+    if !matches!(cli.command, cli::Command::Run(_) | cli::Command::Init(_)) {
+        let _ = SigSet::from_iter([Signal::SIGXFSZ]).thread_block();
+    }
     let json = cli.command.json();
     match commands::execute(cli.command) {
         Ok(code) => code,

@@ -16,11 +16,16 @@ pub(crate) fn print(text: &str) {
     }
 }
 
+/// Writes to standard error, as far as that takes it: it may be a file that is full.
+pub(crate) fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// One JSON document on standard output.
 pub(crate) fn print_json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
         Ok(text) => print(&format!("{text}\n")),
-        Err(error) => eprintln!("cannot write JSON: {error}"),
+        Err(error) => tell(&format!("cannot write JSON: {error}\n")),
     }
 }
 

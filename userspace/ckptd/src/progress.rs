@@ -1,6 +1,6 @@
 //! How a long operation gets on: a bar on a terminal, a line now and then elsewhere, nothing when it is quick.
 
-use crate::output::size;
+use crate::output::{size, tell};
 use engine::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -65,7 +65,12 @@ impl Meter {
             .is_none_or(|last| last.elapsed() >= INTERVAL)
         {
             state.last_line = Some(Instant::now());
-            eprintln!("{}: {} of {}", state.phase, size(done), size(total));
+            tell(&format!(
+                "{}: {} of {}\n",
+                state.phase,
+                size(done),
+                size(total)
+            ));
         }
     }
 }

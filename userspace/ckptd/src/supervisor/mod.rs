@@ -174,13 +174,13 @@ impl Supervisor {
         if let Some(report) = &self.kept {
             // The whole job was killed: its pids are free for a restore only once everybody has been waited for.
             while waitpid(None, WaitOptions::empty()).is_ok() {}
-            eprintln!(
-                "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}",
+            crate::output::tell(&format!(
+                "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}\n",
                 report.job,
                 report.sequence,
                 crate::output::command_line(&[report.dir.to_string_lossy()]),
                 report.job
-            );
+            ));
         }
     }
 }

@@ -437,3 +437,25 @@ pub fn securebits() -> u32 {
     // SAFETY: PR_GET_SECUREBITS takes no pointers.
     unsafe { libc::prctl(libc::PR_GET_SECUREBITS).max(0) as u32 }
 }
+
+/// Whether SIGPIPE was ignored when this program was executed. Rust's runtime ignores it before `main`, so it is too late to ask
+/// then; a program that is started on somebody's behalf has to get what they had set.
+pub fn sigpipe_was_ignored() -> bool {
+    SIGPIPE_IGNORED.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+static SIGPIPE_IGNORED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+extern "C" fn note_sigpipe() {
+    // SAFETY: `old` is a live sigaction for the kernel to fill; nothing is changed.
+    let ignored = unsafe {
+        let mut old: libc::sigaction = zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    };
+    SIGPIPE_IGNORED.store(ignored, std::sync::atomic::Ordering::Relaxed);
+}
+
+// SAFETY: the C library calls what is in this section before `main`; the function uses nothing that needs Rust's runtime.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;

@@ -70,6 +70,9 @@ fn each_file(subject: &'static str, damage: impl Fn(&[u8]) -> Vec<(String, Optio
     for path in job.stored() {
         let content = fs::read(&path).unwrap();
         for (name, damaged) in damage(&content) {
+            if damaged.is_none() && path.extension().is_some_and(|end| end == "ckpt") {
+                continue; // Without its manifest there is no checkpoint, whole or damaged.
+            }
             let what = format!("{}: {name}", path.display());
             with_content(&path, damaged.as_deref(), || expect_damage(&job, &what));
         }

@@ -53,9 +53,11 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     if way == Way::ByPid && !crate::is_root() {
         return skip(subject.name, "only root may checkpoint any process");
     }
-    let Some(mut job) = Job::start(subject) else {
-        return;
+    let started = match way {
+        Way::ByPid => Job::start_alone(subject, &[]),
+        Way::Full | Way::Killed | Way::RunsOn => Job::start(subject),
     };
+    let Some(mut job) = started else { return };
     let taken = job.processes();
     for arguments in way.checkpoints() {
         let _ = job.checkpoint(arguments).expect(0);

@@ -110,6 +110,8 @@ impl Stage {
             .arg(self.path("saved.log"));
         command
             .stdout(self.output("saved.out")?)
+            // A restore cuts the job's files back, and this must not be one of them when it goes to a file.
+            .stderr(self.output("saved.err")?)
             .spawn()
             .context("cannot start ckptd")
     }
@@ -142,8 +144,9 @@ impl Stage {
     fn wait_for_reports(&self, supervised: &mut Child, count: usize) -> Result<()> {
         while self.reports().len() < count {
             if let Some(status) = supervised.try_wait()? {
+                let said = fs::read_to_string(self.path("saved.err")).unwrap_or_default();
                 bail!(
-                    "the program under ckptd has ended already, with {status}; a larger --steps gives more time"
+                    "the program under ckptd has ended too early, with {status} (a larger --steps gives more time)\n{said}"
                 );
             }
             std::thread::sleep(Duration::from_millis(20));

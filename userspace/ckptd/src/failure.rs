@@ -4,7 +4,7 @@ use engine::{CheckpointError, Refusal, RestoreError};
 use miette::{MietteHandler, MietteHandlerOpts, ReportHandler};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 
 /// Exit statuses of ckptd itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +122,16 @@ impl Failure {
         self
     }
 
+    /// Says how to get the right, when it is one that is missing.
+    fn rights(self, error: &std::io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::PermissionDenied => self.help(
+                "run ckptd as root, or give it CAP_CHECKPOINT_RESTORE and CAP_SYS_PTRACE; `ckptd doctor` says how",
+            ),
+            _ => self,
+        }
+    }
+
     /// Ends ckptd with this status.
     pub(crate) fn exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
@@ -231,7 +241,8 @@ impl From<CheckpointError> for Failure {
                 exit: Exit::Failed,
                 ..Self::from(error)
             },
-            error => Self::new(chain(&error)),
+            CheckpointError::System { ref source, .. } => Self::new(chain(&error)).rights(source),
+            error @ CheckpointError::Gone { .. } => Self::new(chain(&error)),
         }
     }
 }
@@ -246,7 +257,7 @@ impl From<RestoreError> for Failure {
                 refusals: refusals.into_iter().map(Obstacle::from).collect(),
                 exit: Exit::Image,
             },
-            error => Self::new(chain(&error)),
+            RestoreError::System { ref source, .. } => Self::new(chain(&error)).rights(source),
         }
     }
 }
@@ -276,6 +287,21 @@ mod tests {
         let failure = Failure::new("no").help("try again").exit(Exit::Image);
         let line = serde_json::to_string(&failure).unwrap();
         assert_eq!(serde_json::from_str::<Failure>(&line).unwrap(), failure);
+    }
+
+    #[test]
+    fn a_missing_right_is_named() {
+        let source = std::io::Error::from_raw_os_error(nix::libc::EPERM);
+        let error = RestoreError::System {
+            doing: "making process 7".into(),
+            source,
+        };
+        assert!(
+            Failure::from(error)
+                .help
+                .unwrap()
+                .contains("CAP_CHECKPOINT_RESTORE")
+        );
     }
 
     #[test]

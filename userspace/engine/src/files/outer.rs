@@ -57,6 +57,10 @@ impl Outer {
 
     /// A descriptor from outside that is neither a terminal nor a file.
     pub(crate) fn object(&self, held: &Held) -> Option<Kind> {
+        // All of these have one inode: sameness cannot be told by it.
+        if held.link.starts_with("anon_inode:") {
+            return None;
+        }
         let inherited = || self.inherited.iter().find(|(_, other)| *other == key(&held.meta)).map(|(fd, _)| *fd);
         let fd = self.number(held).or_else(inherited)?;
         Some(Kind::Outer(proto::Outer { fd, what: held.link.clone() }))

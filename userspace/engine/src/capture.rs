@@ -13,8 +13,8 @@ use crate::freeze::{self, Frozen, failed};
 use crate::pages::{self, Source};
 use crate::procfs::{Stat, Status};
 use crate::{
-    CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, cpu, host, identity, limits, maps, plan, procfs,
-    scheduling, signals, timers, waits,
+    CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, cpu, host, identity,
+    limits, maps, plan, procfs, scheduling, signals, timers, waits,
 };
 
 /// Takes a checkpoint. The job runs on, also when this fails or we die.
@@ -23,14 +23,24 @@ use crate::{
 /// [`CheckpointError::Refused`] lists everything that could not be restored; nothing has been written then.
 pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, CheckpointError> {
     let begin = Instant::now();
-    let mut clock = Clock { phases: Vec::new(), since: begin, progress: options.progress };
+    let mut clock = Clock {
+        phases: Vec::new(),
+        since: begin,
+        progress: options.progress,
+    };
     clock.phase("freeze");
     let mut frozen = Frozen::freeze(options.scope)?;
     clock.phase("state");
     let captured = capture(&mut frozen, options)?;
     let Captured { snapshot, sources } = captured;
-    let (processes, threads) =
-        (snapshot.processes.len(), snapshot.processes.iter().map(|process| process.threads.len()).sum());
+    let (processes, threads) = (
+        snapshot.processes.len(),
+        snapshot
+            .processes
+            .iter()
+            .map(|process| process.threads.len())
+            .sum(),
+    );
     clock.phase("pages");
     let writer = options.job.begin(options.compression)?;
     let pages = pages::dump(&writer, &sources, options.progress)?;
@@ -43,7 +53,11 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
     }
     clock.phase("commit");
     let statistics = proto::Statistics {
-        phases: clock.phases.iter().map(|(name, time)| phase(name, *time)).collect(),
+        phases: clock
+            .phases
+            .iter()
+            .map(|(name, time)| phase(name, *time))
+            .collect(),
         pages,
         bytes: writer.written(),
         stopped_ns: stopped.as_nanos() as u64,
@@ -69,7 +83,10 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
 }
 
 fn phase(name: &str, time: Duration) -> proto::Phase {
-    proto::Phase { name: name.to_owned(), nanoseconds: time.as_nanos() as u64 }
+    proto::Phase {
+        name: name.to_owned(),
+        nanoseconds: time.as_nanos() as u64,
+    }
 }
 
 /// Measures phases and tells of them.
@@ -129,35 +146,78 @@ const PR_GET_THP_DISABLE: u64 = 42;
 fn ask(frame: u64, timers: Option<Vec<proto::PosixTimer>>) -> Questions {
     let mut program = Program::new();
     // First of all the way back gets the alternate stack that rt_sigreturn would otherwise take away.
-    program.must(libc::SYS_sigaltstack, &[0.into(), (frame + FRAME_ALTSTACK).into()], "keep the alternate stack");
+    program.must(
+        libc::SYS_sigaltstack,
+        &[0.into(), (frame + FRAME_ALTSTACK).into()],
+        "keep the alternate stack",
+    );
     let altstack = signals::ask_altstack(&mut program);
     let prctl = |program: &mut Program, operation: u64, out: Option<Blob>, label: &str| {
         let out = out.map_or(0u64.into(), Into::into);
-        program.try_call(libc::SYS_prctl, &[operation.into(), out, 0.into(), 0.into(), 0.into()], label)
+        program.try_call(
+            libc::SYS_prctl,
+            &[operation.into(), out, 0.into(), 0.into(), 0.into()],
+            label,
+        )
     };
-    let securebits = prctl(&mut program, identity::PR_GET_SECUREBITS, None, "read the securebits");
-    let timer_slack = prctl(&mut program, PR_GET_TIMERSLACK, None, "read the timer slack");
+    let securebits = prctl(
+        &mut program,
+        identity::PR_GET_SECUREBITS,
+        None,
+        "read the securebits",
+    );
+    let timer_slack = prctl(
+        &mut program,
+        PR_GET_TIMERSLACK,
+        None,
+        "read the timer slack",
+    );
     let tid_address = program.output(8);
-    prctl(&mut program, PR_GET_TID_ADDRESS, Some(tid_address), "read clear_child_tid");
+    prctl(
+        &mut program,
+        PR_GET_TID_ADDRESS,
+        Some(tid_address),
+        "read clear_child_tid",
+    );
     let death_signal = program.output(8);
-    prctl(&mut program, PR_GET_PDEATHSIG, Some(death_signal), "read the parent-death signal");
+    prctl(
+        &mut program,
+        PR_GET_PDEATHSIG,
+        Some(death_signal),
+        "read the parent-death signal",
+    );
     let process = timers.map(|timers| ProcessQuestions {
         actions: signals::ask(&mut program),
         timers: timers::ask(&mut program, timers),
         brk: program.try_call(libc::SYS_brk, &[0.into()], "read the end of the heap"),
         subreaper: {
             let out = program.output(8);
-            prctl(&mut program, PR_GET_CHILD_SUBREAPER, Some(out), "read child_subreaper");
+            prctl(
+                &mut program,
+                PR_GET_CHILD_SUBREAPER,
+                Some(out),
+                "read child_subreaper",
+            );
             out
         },
         dumpable: prctl(&mut program, PR_GET_DUMPABLE, None, "read dumpable"),
         thp_disabled: prctl(&mut program, PR_GET_THP_DISABLE, None, "read thp_disable"),
     });
-    Questions { program, altstack, securebits, tid_address, death_signal, timer_slack, process }
+    Questions {
+        program,
+        altstack,
+        securebits,
+        tid_address,
+        death_signal,
+        timer_slack,
+        process,
+    }
 }
 
 fn first_word(bytes: &[u8]) -> u64 {
-    bytes.get(..8).map_or(0, |b| u64::from_ne_bytes(b.try_into().unwrap_or_default()))
+    bytes
+        .get(..8)
+        .map_or(0, |b| u64::from_ne_bytes(b.try_into().unwrap_or_default()))
 }
 
 /// Ids outside and inside the job's pid namespace.
@@ -167,11 +227,16 @@ struct Ids {
     outer_group: u32,
 }
 
-fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captured, CheckpointError> {
+fn capture(
+    frozen: &mut Frozen,
+    options: &CheckpointOptions<'_>,
+) -> Result<Captured, CheckpointError> {
     let (Scope::Tree { root } | Scope::Supervised { root, .. }) = options.scope;
     let mut refusals = Vec::new();
-    let order: Vec<u32> =
-        freeze::members(options.scope).into_iter().filter(|pid| frozen.processes.contains_key(pid)).collect();
+    let order: Vec<u32> = freeze::members(options.scope)
+        .into_iter()
+        .filter(|pid| frozen.processes.contains_key(pid))
+        .collect();
     let statuses: HashMap<u32, Status> = order
         .iter()
         .filter_map(|&pid| Some((pid, Status::read(pid).ok()?)))
@@ -184,8 +249,12 @@ fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captu
     let mut table = Table::new(Outer::of(options.stdio_of));
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
-        let Some(process) = frozen.processes.get_mut(pid) else { continue };
-        let Some(status) = statuses.get(pid) else { continue };
+        let Some(process) = frozen.processes.get_mut(pid) else {
+            continue;
+        };
+        let Some(status) = statuses.get(pid) else {
+            continue;
+        };
         let stat = Stat::read(*pid).map_err(failed(format!("reading /proc/{pid}/stat")))?;
         let mut record = relations(status, &stat, &ids, &statuses);
         if process.threads.is_empty() {
@@ -193,7 +262,11 @@ fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captu
             if record.ppid != 0 {
                 record.set_state(ProcessState::Zombie);
                 record.wait_status = stat.field(52) as i32;
-                record.threads = vec![Thread { tid: record.pid, name: name(*pid, *pid), ..Default::default() }];
+                record.threads = vec![Thread {
+                    tid: record.pid,
+                    name: name(*pid, *pid),
+                    ..Default::default()
+                }];
                 processes.push(record);
             }
             continue;
@@ -202,15 +275,37 @@ fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captu
             record.set_state(ProcessState::Stopped);
             record.wait_status = signal;
         }
-        one(process, status, &stat, &ids, &mut record, &mut table, &mut refusals, &mut sources)?;
+        one(
+            process,
+            status,
+            &stat,
+            &ids,
+            &mut record,
+            &mut table,
+            &mut refusals,
+            &mut sources,
+        )?;
         processes.push(record);
     }
     let tables: Vec<(u32, Vec<Descriptor>)> = {
-        let outer = |inner: u32| ids.inner.iter().find(|(_, id)| **id == inner).map_or(inner, |(outer, _)| *outer);
-        processes.iter().map(|p| (outer(p.pid), p.descriptors.clone())).collect()
+        let outer = |inner: u32| {
+            ids.inner
+                .iter()
+                .find(|(_, id)| **id == inner)
+                .map_or(inner, |(outer, _)| *outer)
+        };
+        processes
+            .iter()
+            .map(|p| (outer(p.pid), p.descriptors.clone()))
+            .collect()
     };
-    let borrowed: Vec<(u32, &[Descriptor])> = tables.iter().map(|(pid, d)| (*pid, d.as_slice())).collect();
-    table.finish(&borrowed, &mut |pid, program| frozen.run(pid, program), &mut refusals)?;
+    let borrowed: Vec<(u32, &[Descriptor])> =
+        tables.iter().map(|(pid, d)| (*pid, d.as_slice())).collect();
+    table.finish(
+        &borrowed,
+        &mut |pid, program| frozen.run(pid, program),
+        &mut refusals,
+    )?;
     let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
     pty::controlling(&mut processes, &outer, &table.files, &mut refusals);
     for (space, file, size) in std::mem::take(&mut table.objects) {
@@ -223,38 +318,77 @@ fn capture(frozen: &mut Frozen, options: &CheckpointOptions<'_>) -> Result<Captu
         files: table.files,
         shared: table.shared,
         root: ids.inner.get(&root).copied().unwrap_or(root),
-        command: String::from_utf8_lossy(&command).split_terminator('\0').map(str::to_owned).collect(),
+        command: String::from_utf8_lossy(&command)
+            .split_terminator('\0')
+            .map(str::to_owned)
+            .collect(),
     };
     // Whatever a plan would stumble over is known now, while the job can still be told.
     refusals.extend(plan::impossible(&snapshot));
-    if refusals.is_empty() { Ok(Captured { snapshot, sources }) } else { Err(CheckpointError::Refused(refusals)) }
+    if refusals.is_empty() {
+        Ok(Captured { snapshot, sources })
+    } else {
+        Err(CheckpointError::Refused(refusals))
+    }
 }
 
 /// Everything that can be told from outside to be impossible.
 fn check(order: &[u32], statuses: &HashMap<u32, Status>, root: u32, refusals: &mut Vec<Refusal>) {
     let mut refuse = |pid: u32, what: &str, why: &str, advice: &str| {
-        refusals.push(Refusal { pid, what: what.to_owned(), why: why.to_owned(), advice: advice.to_owned() });
+        refusals.push(Refusal {
+            pid,
+            what: what.to_owned(),
+            why: why.to_owned(),
+            advice: advice.to_owned(),
+        });
     };
-    let namespaces = |pid: u32| ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"].map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok());
+    let namespaces = |pid: u32| {
+        ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"]
+            .map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok())
+    };
     let (ours, theirs) = (namespaces(std::process::id()), namespaces(root));
-    let ended = statuses.get(&root).is_some_and(|status| status.state() == 'Z');
+    let ended = statuses
+        .get(&root)
+        .is_some_and(|status| status.state() == 'Z');
     if !ended && (1..=4).chain(6..8).any(|nth| ours[nth] != theirs[nth]) {
         let advice = "run ckptd inside the container";
-        refuse(root, "its namespaces", "the job is in other namespaces (a container's) than ckptd", advice);
+        refuse(
+            root,
+            "its namespaces",
+            "the job is in other namespaces (a container's) than ckptd",
+            advice,
+        );
     }
     for pid in order {
-        let Some(status) = statuses.get(pid) else { continue };
+        let Some(status) = statuses.get(pid) else {
+            continue;
+        };
         if status.state() == 'Z' {
             if status.number("Threads") > 1 {
-                refuse(*pid, "its leader thread", "it has ended while other threads run on", "let the main thread wait for the others");
+                refuse(
+                    *pid,
+                    "its leader thread",
+                    "it has ended while other threads run on",
+                    "let the main thread wait for the others",
+                );
             }
             continue;
         }
         if status.number("Seccomp") != 0 {
-            refuse(*pid, "its seccomp filter", "seccomp filters are not supported yet", "start the program without a sandbox");
+            refuse(
+                *pid,
+                "its seccomp filter",
+                "seccomp filters are not supported yet",
+                "start the program without a sandbox",
+            );
         }
         if *pid != root && namespaces(*pid) != theirs && status.state() != 'Z' {
-            refuse(*pid, "its namespaces", "it is in other namespaces than the rest of the job", "start it without unshare or a sandbox");
+            refuse(
+                *pid,
+                "its namespaces",
+                "it is in other namespaces than the rest of the job",
+                "start it without unshare or a sandbox",
+            );
         }
         let parent = status.number("PPid");
         for (share, what) in [
@@ -262,21 +396,34 @@ fn check(order: &[u32], statuses: &HashMap<u32, Status>, root: u32, refusals: &m
             (sys::Share::Descriptors, "descriptor table"),
         ] {
             let same = statuses.contains_key(&parent)
-                && sys::compare(*pid as i32, parent as i32, share, 0, 0).is_ok_and(|order| order == std::cmp::Ordering::Equal);
+                && sys::compare(*pid as i32, parent as i32, share, 0, 0)
+                    .is_ok_and(|order| order == std::cmp::Ordering::Equal);
             if same {
-                refuse(*pid, &format!("its {what}"), &format!("it shares its {what} with its parent {parent} (clone(2))"), "use threads, or fork");
+                refuse(
+                    *pid,
+                    &format!("its {what}"),
+                    &format!("it shares its {what} with its parent {parent} (clone(2))"),
+                    "use threads, or fork",
+                );
             }
         }
     }
 }
 
 fn ids(statuses: &HashMap<u32, Status>, root: u32) -> Ids {
-    let inner = statuses.iter().map(|(&pid, status)| (pid, status.inner("NSpid"))).collect();
+    let inner = statuses
+        .iter()
+        .map(|(&pid, status)| (pid, status.inner("NSpid")))
+        .collect();
     let of = |name: &str| statuses.get(&root).map_or(0, |status| status.inner(name));
     let pid = of("NSpid");
     // What the root has from those who started it is outside of the job.
     let outside = |name: &str| if of(name) == pid { u32::MAX } else { of(name) };
-    Ids { inner, outer_session: outside("NSsid"), outer_group: outside("NSpgid") }
+    Ids {
+        inner,
+        outer_session: outside("NSsid"),
+        outer_group: outside("NSpgid"),
+    }
 }
 
 /// Who and whose child a process is.
@@ -286,13 +433,23 @@ fn relations(status: &Status, stat: &Stat, ids: &Ids, statuses: &HashMap<u32, St
     let pgid = status.inner("NSpgid");
     Process {
         pid: status.inner("NSpid"),
-        ppid: if statuses.contains_key(&parent) { ids.inner.get(&parent).copied().unwrap_or(0) } else { 0 },
+        ppid: if statuses.contains_key(&parent) {
+            ids.inner.get(&parent).copied().unwrap_or(0)
+        } else {
+            0
+        },
         sid: if sid == ids.outer_session { 0 } else { sid },
         pgid: if pgid == ids.outer_group { 0 } else { pgid },
         exit_signal: stat.field(38) as u32,
         shares_fs: statuses.contains_key(&parent)
-            && sys::compare(status.number("Pid") as i32, parent as i32, sys::Share::Fs, 0, 0)
-                .is_ok_and(|order| order == std::cmp::Ordering::Equal),
+            && sys::compare(
+                status.number("Pid") as i32,
+                parent as i32,
+                sys::Share::Fs,
+                0,
+                0,
+            )
+            .is_ok_and(|order| order == std::cmp::Ordering::Equal),
         ..Default::default()
     }
 }
@@ -316,14 +473,31 @@ fn one(
     let mut known = timers::parse(&text("timers")?);
     let answers = interview(process, status, &mut known)?;
     for (tid, answer) in answers {
-        let Answer { state, rseq, outcome, questions } = answer;
-        let Some(thread) = process.threads.get(&tid) else { continue };
-        let own_status = if tid == pid { status.clone() } else { Status::read(tid).map_err(failed(format!("reading /proc/{tid}/status")))? };
+        let Answer {
+            state,
+            rseq,
+            outcome,
+            questions,
+        } = answer;
+        let Some(thread) = process.threads.get(&tid) else {
+            continue;
+        };
+        let own_status = if tid == pid {
+            status.clone()
+        } else {
+            Status::read(tid).map_err(failed(format!("reading /proc/{tid}/status")))?
+        };
         let inner = own_status.inner("NSpid");
-        let robust = sys::robust_list(tid as i32).map_err(failed(format!("reading the robust list of thread {tid}")))?;
-        let sched = scheduling::capture(tid).map_err(failed(format!("reading the scheduling of thread {tid}")))?;
-        let pending = thread.task()?.pending_signals(false).map_err(failed(format!("reading pending signals of thread {tid}")))?;
-        let personality = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality")).unwrap_or_default();
+        let robust = sys::robust_list(tid as i32)
+            .map_err(failed(format!("reading the robust list of thread {tid}")))?;
+        let sched = scheduling::capture(tid)
+            .map_err(failed(format!("reading the scheduling of thread {tid}")))?;
+        let pending = thread
+            .task()?
+            .pending_signals(false)
+            .map_err(failed(format!("reading pending signals of thread {tid}")))?;
+        let personality = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality"))
+            .unwrap_or_default();
         let record_thread = Thread {
             tid: inner,
             name: name(pid, tid),
@@ -338,7 +512,10 @@ fn one(
             rseq,
             clear_child_tid: first_word(outcome.output(questions.tid_address)),
             parent_death_signal: first_word(outcome.output(questions.death_signal)) as u32,
-            credentials: Some(identity::credentials(&own_status, outcome.results[questions.securebits].max(0) as u32)),
+            credentials: Some(identity::credentials(
+                &own_status,
+                outcome.results[questions.securebits].max(0) as u32,
+            )),
             scheduling: Some(sched),
             timer_slack: outcome.results[questions.timer_slack].max(0) as u64,
             place: own_place(pid, tid, &own_status)?,
@@ -350,20 +527,37 @@ fn one(
             record.child_subreaper = first_word(outcome.output(asked.subreaper)) as u32 != 0;
             record.dumpable = outcome.results[asked.dumpable].max(0) as u32;
             record.thp_disabled = outcome.results[asked.thp_disabled] == 1;
-            let pending = thread.task()?.pending_signals(true).map_err(failed(format!("reading pending signals of process {pid}")))?;
+            let pending = thread
+                .task()?
+                .pending_signals(true)
+                .map_err(failed(format!("reading pending signals of process {pid}")))?;
             record.pending = pending.iter().map(|info| info.to_vec()).collect();
             let exe = match table.exe(pid)? {
                 Ok(exe) => exe,
                 Err((why, advice)) => {
-                    refusals.push(Refusal { pid, what: "its executable".to_owned(), why, advice });
+                    refusals.push(Refusal {
+                        pid,
+                        what: "its executable".to_owned(),
+                        why,
+                        advice,
+                    });
                     0
                 }
             };
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
             let space = table.space();
             let mut memory = maps::capture(pid, space, &ours, table, refusals)?;
-            memory.space.layout = Some(maps::layout(pid, stat, outcome.results[asked.brk] as u64, exe)?);
-            sources.push(Source::Process { space, pid, areas: memory.areas });
+            memory.space.layout = Some(maps::layout(
+                pid,
+                stat,
+                outcome.results[asked.brk] as u64,
+                exe,
+            )?);
+            sources.push(Source::Process {
+                space,
+                pid,
+                areas: memory.areas,
+            });
             record.memory = Some(memory.space);
             record.threads.insert(0, record_thread);
         } else {
@@ -376,8 +570,10 @@ fn one(
         }
     }
     record.descriptors = table.descriptors(pid, refusals)?;
-    record.cwd = procfs::link(&format!("/proc/{pid}/cwd")).map_err(failed(format!("reading /proc/{pid}/cwd")))?;
-    record.root = procfs::link(&format!("/proc/{pid}/root")).map_err(failed(format!("reading /proc/{pid}/root")))?;
+    record.cwd = procfs::link(&format!("/proc/{pid}/cwd"))
+        .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
+    record.root = procfs::link(&format!("/proc/{pid}/root"))
+        .map_err(failed(format!("reading /proc/{pid}/root")))?;
     if !std::path::Path::new(&record.cwd).is_dir() {
         refusals.push(Refusal {
             pid,
@@ -403,7 +599,11 @@ fn own_place(pid: u32, tid: u32, status: &Status) -> Result<Option<proto::Place>
         let path = format!("/proc/{pid}/task/{tid}/{name}");
         procfs::link(&path).map_err(failed(format!("reading {path}")))
     };
-    Ok(Some(proto::Place { cwd: read("cwd")?, root: read("root")?, umask: status.octal("Umask") }))
+    Ok(Some(proto::Place {
+        cwd: read("cwd")?,
+        root: read("root")?,
+        umask: status.octal("Umask"),
+    }))
 }
 
 /// The name of a thread.
@@ -431,12 +631,18 @@ fn interview(
     let pid = process.pid;
     let mut states = Vec::new();
     for (&tid, thread) in &mut process.threads {
-        let (state, rseq) = cpu::state(thread.task()?).map_err(failed(format!("reading the registers of thread {tid}")))?;
+        let (state, rseq) = cpu::state(thread.task()?)
+            .map_err(failed(format!("reading the registers of thread {tid}")))?;
         thread.state = Some(state.clone());
         states.push((tid, state, rseq));
     }
-    let xstate = states.iter().map(|(_, state, _)| state.xstate.len()).max().unwrap_or(0);
-    let room = freeze::find_room(pid as i32).map_err(failed(format!("reading the mappings of process {pid}")))?;
+    let xstate = states
+        .iter()
+        .map(|(_, state, _)| state.xstate.len())
+        .max()
+        .unwrap_or(0);
+    let room = freeze::find_room(pid as i32)
+        .map_err(failed(format!("reading the mappings of process {pid}")))?;
     let room = room.ok_or_else(|| {
         CheckpointError::Refused(vec![Refusal {
             pid,
@@ -446,7 +652,10 @@ fn interview(
         }])
     })?;
     let count = states.len();
-    let leader = process.threads.get_mut(&pid).ok_or(CheckpointError::Gone { pid })?;
+    let leader = process
+        .threads
+        .get_mut(&pid)
+        .ok_or(CheckpointError::Gone { pid })?;
     let task = leader.task.take().ok_or(CheckpointError::Gone { pid })?;
     let (task, lent) = Lent::install(task, room, count, xstate)?;
     leader.task = Some(task);
@@ -456,8 +665,14 @@ fn interview(
     let inner_pid = status.inner("NSpid") as i32;
     let mut asked = Vec::new();
     for (nth, (tid, state, rseq)) in states.into_iter().enumerate() {
-        let Some(thread) = process.threads.get(&tid) else { continue };
-        let inner = if tid == pid { inner_pid } else { Status::read(tid).map_or(tid, |s| s.inner("NSpid")) as i32 };
+        let Some(thread) = process.threads.get(&tid) else {
+            continue;
+        };
+        let inner = if tid == pid {
+            inner_pid
+        } else {
+            Status::read(tid).map_or(tid, |s| s.inner("NSpid")) as i32
+        };
         let slot = lent.slot(nth, thread.task()?, (inner_pid, inner), signal, &state)?;
         let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(known)));
         if tid == pid {
@@ -469,7 +684,13 @@ fn interview(
     let mut runs: Vec<(u32, stub::Run<'_>, Option<remote::Running>)> = Vec::new();
     for (tid, slot, _, _, questions) in &asked {
         let mut run = stub::Run::new(*slot, &questions.program);
-        let Some(task) = process.threads.get_mut(tid).and_then(|thread| thread.task.take()) else { continue };
+        let Some(task) = process
+            .threads
+            .get_mut(tid)
+            .and_then(|thread| thread.task.take())
+        else {
+            continue;
+        };
         let running = run.start(task)?.ok();
         runs.push((*tid, run, running));
     }
@@ -493,7 +714,15 @@ fn interview(
     Ok(asked
         .into_iter()
         .filter_map(|(tid, _, state, rseq, questions)| {
-            Some((tid, Answer { state, rseq, outcome: outcomes.remove(&tid)?, questions }))
+            Some((
+                tid,
+                Answer {
+                    state,
+                    rseq,
+                    outcome: outcomes.remove(&tid)?,
+                    questions,
+                },
+            ))
         })
         .collect())
 }
@@ -504,7 +733,8 @@ fn refresh(
     states: &mut [(u32, State, Option<proto::Rseq>)],
     pid: u32,
 ) -> Result<(), CheckpointError> {
-    let (state, _) = cpu::state(leader.task()?).map_err(failed(format!("reading the registers of thread {pid}")))?;
+    let (state, _) = cpu::state(leader.task()?)
+        .map_err(failed(format!("reading the registers of thread {pid}")))?;
     leader.state = Some(state.clone());
     if let Some(entry) = states.iter_mut().find(|(tid, _, _)| *tid == pid) {
         entry.1 = state;

@@ -6,25 +6,67 @@ use remote::{Program, Stopped, live::State, sys};
 /// CPU flags that user programs see through cpuid and choose code by; the kernel's own are of no interest.
 pub(crate) fn features() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
-    flags.trim_start_matches(['\t', ' ', ':']).split_whitespace().filter(|flag| matters(flag)).map(str::to_owned).collect()
+    let flags = text
+        .lines()
+        .find_map(|line| line.strip_prefix("flags"))
+        .unwrap_or_default();
+    flags
+        .trim_start_matches(['\t', ' ', ':'])
+        .split_whitespace()
+        .filter(|flag| matters(flag))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Instruction set extensions that user code can execute.
 fn matters(flag: &str) -> bool {
-    const PREFIXES: [&str; 9] = ["sse", "ssse", "avx", "aes", "bmi", "amx", "sha", "vaes", "movdir"];
+    const PREFIXES: [&str; 9] = [
+        "sse", "ssse", "avx", "aes", "bmi", "amx", "sha", "vaes", "movdir",
+    ];
     const NAMES: [&str; 31] = [
-        "fma", "fma4", "xop", "tbm", "f16c", "popcnt", "lzcnt", "abm", "movbe", "pclmulqdq", "vpclmulqdq", "gfni", "adx",
-        "rdrand", "rdseed", "fsgsbase", "erms", "fsrm", "cx16", "cmov", "mmx", "fxsr", "xsave", "xsavec", "xgetbv1", "clwb",
-        "clflushopt", "rdpid", "ospke", "pni", "sm4",
+        "fma",
+        "fma4",
+        "xop",
+        "tbm",
+        "f16c",
+        "popcnt",
+        "lzcnt",
+        "abm",
+        "movbe",
+        "pclmulqdq",
+        "vpclmulqdq",
+        "gfni",
+        "adx",
+        "rdrand",
+        "rdseed",
+        "fsgsbase",
+        "erms",
+        "fsrm",
+        "cx16",
+        "cmov",
+        "mmx",
+        "fxsr",
+        "xsave",
+        "xsavec",
+        "xgetbv1",
+        "clwb",
+        "clflushopt",
+        "rdpid",
+        "ospke",
+        "pni",
+        "sm4",
     ];
     PREFIXES.iter().any(|prefix| flag.starts_with(prefix)) || NAMES.contains(&flag)
 }
 
 /// What the job was built on and this host does not have; empty when it can run here.
 pub(crate) fn missing(job: &Host, host: &Host) -> Vec<String> {
-    let mut missing: Vec<String> =
-        job.cpu_features.iter().filter(|feature| !host.cpu_features.contains(feature)).cloned().collect();
+    let mut missing: Vec<String> = job
+        .cpu_features
+        .iter()
+        .filter(|feature| !host.cpu_features.contains(feature))
+        .cloned()
+        .collect();
     let state = job.xcr0 & !host.xcr0;
     if state != 0 {
         missing.push(format!("xsave state components {state:#x}"));
@@ -35,10 +77,19 @@ pub(crate) fn missing(job: &Host, host: &Host) -> Vec<String> {
 /// Reads a stopped thread's registers. Inside a restartable sequence the thread goes on at its abort handler, also in the running job: the
 /// system calls we are about to make in it end the sequence as a preemption would (kernel/rseq.c, rseq_ip_fixup).
 pub(crate) fn state(task: &Stopped) -> std::io::Result<(State, Option<Rseq>)> {
-    let mut state = State { registers: task.registers()?, mask: task.signal_mask()?, xstate: task.xstate()? };
+    let mut state = State {
+        registers: task.registers()?,
+        mask: task.signal_mask()?,
+        xstate: task.xstate()?,
+    };
     // EIO where the kernel has no rseq.
     let rseq = match task.rseq() {
-        Ok((address, size, signature, flags)) if address != 0 => Some(Rseq { address, size, signature, flags }),
+        Ok((address, size, signature, flags)) if address != 0 => Some(Rseq {
+            address,
+            size,
+            signature,
+            flags,
+        }),
         _ => None,
     };
     if let Some(rseq) = &rseq
@@ -60,15 +111,25 @@ fn abort_address(task: &Stopped, rseq: u64, ip: u64) -> Option<u64> {
     }
     let mut words = [0u8; 32];
     sys::read_memory(task.tid(), descriptor, &mut words).ok()?;
-    let word = |i: usize| u64::from_ne_bytes(words[8 * i..8 * i + 8].try_into().unwrap_or_default());
+    let word =
+        |i: usize| u64::from_ne_bytes(words[8 * i..8 * i + 8].try_into().unwrap_or_default());
     (ip.wrapping_sub(word(1)) < word(2)).then(|| word(3))
 }
 
 /// Registers the thread's restartable-sequence area; the thread itself has to.
 pub(crate) fn set_rseq(program: &mut Program, thread: &Thread) {
     if let Some(rseq) = &thread.rseq {
-        let args = [rseq.address.into(), rseq.size.into(), rseq.flags.into(), rseq.signature.into()];
-        program.must(libc::SYS_rseq, &args, "register the restartable-sequence area");
+        let args = [
+            rseq.address.into(),
+            rseq.size.into(),
+            rseq.flags.into(),
+            rseq.signature.into(),
+        ];
+        program.must(
+            libc::SYS_rseq,
+            &args,
+            "register the restartable-sequence area",
+        );
     }
 }
 
@@ -84,7 +145,10 @@ mod tests {
             ..Default::default()
         };
         let job = host(&["avx2", "avx512f"], 0xe7);
-        assert_eq!(missing(&job, &host(&["avx2"], 0x7)), ["avx512f", "xsave state components 0xe0"]);
+        assert_eq!(
+            missing(&job, &host(&["avx2"], 0x7)),
+            ["avx512f", "xsave state components 0xe0"]
+        );
         assert!(missing(&job, &job).is_empty());
     }
 }

@@ -47,10 +47,20 @@ pub(crate) struct Held {
 impl Held {
     /// A number of /proc/PID/fdinfo/N.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
-        let value = self.info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?.trim();
-        value.strip_prefix("0x").map_or_else(|| value.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok())
+        let value = self
+            .info
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?
+            .trim();
+        value.strip_prefix("0x").map_or_else(
+            || value.parse().ok(),
+            |hex| u64::from_str_radix(hex, 16).ok(),
+        )
     }
 }
+
+/// Process, descriptor and the id given to the open file behind it.
+type Holder = (u32, u32, u32);
 
 /// All open files of a job while it is captured.
 #[derive(Default)]
@@ -60,7 +70,7 @@ pub(crate) struct Table {
     /// Descriptors of shared memory objects, to read them by.
     pub(crate) objects: Vec<(u64, OwnedFd, u64)>,
     /// First holders of each open file with a device and inode in common, for kcmp.
-    holders: HashMap<(u64, u64), Vec<(u32, u32, u32)>>,
+    holders: HashMap<(u64, u64), Vec<Holder>>,
     mapped: HashMap<(String, bool), u32>,
     objects_by_inode: HashMap<(u32, u32, u64), u32>,
     /// Files that are looked at again when all descriptors are known.
@@ -71,12 +81,20 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(outer: outer::Outer) -> Self {
-        Self { outer, ..Default::default() }
+        Self {
+            outer,
+            ..Default::default()
+        }
     }
 
     fn add(&mut self, kind: Kind, flags: u32) -> u32 {
         let id = self.files.len() as u32 + 1;
-        self.files.push(OpenFile { id, flags, owner: None, kind: Some(kind) });
+        self.files.push(OpenFile {
+            id,
+            flags,
+            owner: None,
+            kind: Some(kind),
+        });
         id
     }
 
@@ -87,12 +105,21 @@ impl Table {
     }
 
     /// The file of a mapping; opened anew for it at restore.
-    pub(crate) fn mapped(&mut self, pid: u32, area: &Area, writable: bool) -> Result<Result<u32, Why>, CheckpointError> {
+    pub(crate) fn mapped(
+        &mut self,
+        pid: u32,
+        area: &Area,
+        writable: bool,
+    ) -> Result<Result<u32, Why>, CheckpointError> {
         let key = (area.path.clone(), writable);
         if let Some(&id) = self.mapped.get(&key) {
             return Ok(Ok(id));
         }
-        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY } as u32;
+        let flags = if writable {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        } as u32;
         let device = libc::makedev(area.device.0, area.device.1);
         match regular::mapped(pid, &area.path, device, area.inode) {
             Ok(regular) => {
@@ -107,9 +134,18 @@ impl Table {
     /// The executed file.
     pub(crate) fn exe(&mut self, pid: u32) -> Result<Result<u32, Why>, CheckpointError> {
         let path = maps::exe_path(pid)?;
-        let meta = std::fs::metadata(format!("/proc/{pid}/exe")).map_err(failed(format!("looking at {path}")))?;
-        let device = (nix::sys::stat::major(meta.dev()) as u32, nix::sys::stat::minor(meta.dev()) as u32);
-        let area = Area { path, device, inode: meta.ino(), ..Default::default() };
+        let meta = std::fs::metadata(format!("/proc/{pid}/exe"))
+            .map_err(failed(format!("looking at {path}")))?;
+        let device = (
+            nix::sys::stat::major(meta.dev()) as u32,
+            nix::sys::stat::minor(meta.dev()) as u32,
+        );
+        let area = Area {
+            path,
+            device,
+            inode: meta.ino(),
+            ..Default::default()
+        };
         self.mapped(pid, &area, false)
     }
 
@@ -121,11 +157,19 @@ impl Table {
         }
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
         let file = File::open(&path).map_err(failed(format!("opening shared memory {path}")))?;
-        let size = file.metadata().map_err(failed(format!("looking at {path}")))?.len();
+        let size = file
+            .metadata()
+            .map_err(failed(format!("looking at {path}")))?
+            .len();
         let id = self.shared.len() as u32 + 1;
         let space = self.space();
         let huge_page_size = if area.has("ht") { area.page_size } else { 0 };
-        self.shared.push(SharedMemory { id, size, space, huge_page_size });
+        self.shared.push(SharedMemory {
+            id,
+            size,
+            space,
+            huge_page_size,
+        });
         self.objects.push((space, file.into(), size));
         self.objects_by_inode.insert(key, id);
         Ok(id)
@@ -137,7 +181,8 @@ impl Table {
         pid: u32,
         refusals: &mut Vec<Refusal>,
     ) -> Result<Vec<Descriptor>, CheckpointError> {
-        let pidfd = sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
+        let pidfd =
+            sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
         let mut descriptors = Vec::new();
         for fd in procfs::numbered(&format!("/proc/{pid}/fd")) {
             let held = hold(pid, &pidfd, fd)?;
@@ -150,7 +195,10 @@ impl Table {
             };
             if held.info.lines().any(|line| line.starts_with("lock:")) {
                 let why = "it holds a file lock, which is not supported yet".to_owned();
-                refusals.push(refuse((why, "checkpoint when no lock is held".to_owned()), &held));
+                refusals.push(refuse(
+                    (why, "checkpoint when no lock is held".to_owned()),
+                    &held,
+                ));
                 continue;
             }
             let key = (held.meta.dev(), held.meta.ino());
@@ -177,7 +225,11 @@ impl Table {
                     }
                 },
             };
-            descriptors.push(Descriptor { fd, file, close_on_exec });
+            descriptors.push(Descriptor {
+                fd,
+                file,
+                close_on_exec,
+            });
         }
         Ok(descriptors)
     }
@@ -195,8 +247,12 @@ impl Table {
             _ if held.link == "anon_inode:[eventpoll]" => Ok(epoll::capture()),
             _ => self.outer.object(held).ok_or_else(|| {
                 let what = held.link.split(':').next().unwrap_or_default();
-                let advice = "checkpoint when it is closed, or see `ckptd doctor` for what is supported";
-                (format!("files of this kind ({what}) are not supported yet"), advice.to_owned())
+                let advice =
+                    "checkpoint when it is closed, or see `ckptd doctor` for what is supported";
+                (
+                    format!("files of this kind ({what}) are not supported yet"),
+                    advice.to_owned(),
+                )
             }),
         }
     }
@@ -210,7 +266,12 @@ impl Table {
     ) -> Result<(), CheckpointError> {
         let pending = std::mem::take(&mut self.pending);
         let mut refuse = |held: &Held, (why, advice): Why| {
-            refusals.push(Refusal { pid: held.pid, what: format!("descriptor {} ({})", held.fd, held.link), why, advice });
+            refusals.push(Refusal {
+                pid: held.pid,
+                what: format!("descriptor {} ({})", held.fd, held.link),
+                why,
+                advice,
+            });
         };
         pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
         pty::finish(&mut self.files, &pending, run, &mut refuse)?;
@@ -223,20 +284,41 @@ fn hold(pid: u32, pidfd: &OwnedFd, fd: u32) -> Result<Held, CheckpointError> {
     let path = format!("/proc/{pid}/fd/{fd}");
     let link = procfs::link(&path).map_err(failed(format!("reading {path}")))?;
     let info_path = format!("/proc/{pid}/fdinfo/{fd}");
-    let info = std::fs::read_to_string(&info_path).map_err(failed(format!("reading {info_path}")))?;
-    let file = sys::pidfd_getfd(pidfd, fd).map_err(failed(format!("duplicating descriptor {fd} of process {pid}")))?;
+    let info =
+        std::fs::read_to_string(&info_path).map_err(failed(format!("reading {info_path}")))?;
+    let file = sys::pidfd_getfd(pidfd, fd).map_err(failed(format!(
+        "duplicating descriptor {fd} of process {pid}"
+    )))?;
     let file = File::from(file);
-    let meta = file.metadata().map_err(failed(format!("looking at {path}")))?;
-    let octal = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default().trim();
+    let meta = file
+        .metadata()
+        .map_err(failed(format!("looking at {path}")))?;
+    let octal = info
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .unwrap_or_default()
+        .trim();
     let flags = u32::from_str_radix(octal, 8).unwrap_or(0);
-    Ok(Held { pid, fd, file: file.into(), meta, link, flags, info })
+    Ok(Held {
+        pid,
+        fd,
+        file: file.into(),
+        meta,
+        link,
+        flags,
+        info,
+    })
 }
 
 /// Who gets signals about a descriptor (F_SETOWN_EX, F_SETSIG).
 fn owner(held: &Held) -> Option<Owner> {
     let (kind, pid) = sys::owner(&held.file).ok()?;
     let signal = sys::fcntl(&held.file, F_GETSIG, 0).unwrap_or(0);
-    (pid != 0 || signal != 0).then_some(Owner { pid, r#type: kind as u32, signal: signal as u32 })
+    (pid != 0 || signal != 0).then_some(Owner {
+        pid,
+        r#type: kind as u32,
+        signal: signal as u32,
+    })
 }
 
 /// A process's descriptor table while its programs are written: descriptors are given out lowest first, as the kernel does.
@@ -247,7 +329,9 @@ pub(crate) struct Numbers {
 
 impl Numbers {
     pub(crate) fn new(used: impl IntoIterator<Item = u32>) -> Self {
-        Self { used: used.into_iter().collect() }
+        Self {
+            used: used.into_iter().collect(),
+        }
     }
 
     /// The descriptor the next call that makes one will give.
@@ -282,7 +366,8 @@ impl Shell {
     /// A call that gives a new descriptor.
     pub(crate) fn open(&mut self, nr: i64, args: &[Arg], label: impl Into<String>) -> u32 {
         let fd = self.numbers.allocate();
-        self.program.call(nr, args, Expect::Exactly(u64::from(fd)), label);
+        self.program
+            .call(nr, args, Expect::Exactly(u64::from(fd)), label);
         fd
     }
 
@@ -296,14 +381,22 @@ impl Shell {
 
     pub(crate) fn close(&mut self, fd: u32) {
         self.numbers.release(fd);
-        self.program.must(libc::SYS_close, &[fd.into()], format!("close descriptor {fd}"));
+        self.program.must(
+            libc::SYS_close,
+            &[fd.into()],
+            format!("close descriptor {fd}"),
+        );
     }
 
     /// Moves a descriptor to another, free, number.
     pub(crate) fn rename(&mut self, from: u32, to: u32, close_on_exec: bool) {
         if from == to {
             let flag = u64::from(close_on_exec);
-            self.program.must(libc::SYS_fcntl, &[from.into(), libc::F_SETFD.into(), flag.into()], "set close-on-exec");
+            self.program.must(
+                libc::SYS_fcntl,
+                &[from.into(), libc::F_SETFD.into(), flag.into()],
+                "set close-on-exec",
+            );
             return;
         }
         self.duplicate(from, to, close_on_exec);
@@ -313,22 +406,39 @@ impl Shell {
     pub(crate) fn duplicate(&mut self, from: u32, to: u32, close_on_exec: bool) {
         let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
         let args = [from.into(), to.into(), flags.into()];
-        self.program.call(libc::SYS_dup3, &args, Expect::Exactly(u64::from(to)), format!("make it descriptor {to}"));
+        self.program.call(
+            libc::SYS_dup3,
+            &args,
+            Expect::Exactly(u64::from(to)),
+            format!("make it descriptor {to}"),
+        );
         self.numbers.take(to);
     }
 
     /// Fetches a descriptor of another process of the job.
     pub(crate) fn fetch(&mut self, pid: u32, fd: u32) -> u32 {
-        let process = self.open(libc::SYS_pidfd_open, &[pid.into(), 0.into()], format!("open process {pid}"));
+        let process = self.open(
+            libc::SYS_pidfd_open,
+            &[pid.into(), 0.into()],
+            format!("open process {pid}"),
+        );
         let args = [process.into(), fd.into(), 0.into()];
-        let got = self.open(libc::SYS_pidfd_getfd, &args, format!("take descriptor {fd} of process {pid}"));
+        let got = self.open(
+            libc::SYS_pidfd_getfd,
+            &args,
+            format!("take descriptor {fd} of process {pid}"),
+        );
         self.close(process);
         got
     }
 
     /// fcntl that must succeed.
     pub(crate) fn fcntl(&mut self, fd: u32, command: i32, argument: u64, label: &str) {
-        self.program.must(libc::SYS_fcntl, &[fd.into(), command.into(), argument.into()], label);
+        self.program.must(
+            libc::SYS_fcntl,
+            &[fd.into(), command.into(), argument.into()],
+            label,
+        );
     }
 }
 
@@ -350,12 +460,16 @@ pub(crate) struct Making<'a> {
 
 impl Making<'_> {
     pub(crate) fn file(&self, id: u32) -> Option<&OpenFile> {
-        self.files.get((id as usize).wrapping_sub(1)).filter(|file| file.id == id)
+        self.files
+            .get((id as usize).wrapping_sub(1))
+            .filter(|file| file.id == id)
     }
 
     /// The first process that holds the file, in the order of the snapshot.
     pub(crate) fn maker(&self, id: u32) -> Option<&Process> {
-        self.processes.iter().find(|process| process.descriptors.iter().any(|d| d.file == id))
+        self.processes
+            .iter()
+            .find(|process| process.descriptors.iter().any(|d| d.file == id))
     }
 
     /// Where the maker keeps the file until everybody has it.
@@ -379,13 +493,17 @@ impl Making<'_> {
 
     /// Step 1, in every process: makes the files it is to make.
     pub(crate) fn make(&self, shell: &mut Shell, pid: u32) {
-        self.make_those(shell, pid, |file| !(device::is_own_terminal(file) || pty::is_slave(file)));
+        self.make_those(shell, pid, |file| {
+            !(device::is_own_terminal(file) || pty::is_slave(file))
+        });
     }
 
     /// Step 1 for sessions with a terminal of the job, and for what needs terminals to be there: their other ends, /dev/tty.
     pub(crate) fn make_terminals(&self, shell: &mut Shell, process: &Process) {
         pty::control(shell, self, process);
-        self.make_those(shell, process.pid, |file| device::is_own_terminal(file) || pty::is_slave(file));
+        self.make_those(shell, process.pid, |file| {
+            device::is_own_terminal(file) || pty::is_slave(file)
+        });
     }
 
     fn make_those(&self, shell: &mut Shell, pid: u32, those: fn(&OpenFile) -> bool) {
@@ -393,7 +511,9 @@ impl Making<'_> {
             let place = self.place(file.id);
             let fd = match &file.kind {
                 Some(Kind::Regular(regular)) => regular::open(shell, regular, file.flags),
-                Some(Kind::Directory(directory)) => regular::open_directory(shell, directory, file.flags),
+                Some(Kind::Directory(directory)) => {
+                    regular::open_directory(shell, directory, file.flags)
+                }
                 Some(Kind::Device(device)) => device::open(shell, device, file.flags),
                 Some(Kind::Eventfd(eventfd)) => eventfd::open(shell, eventfd, file.flags),
                 Some(Kind::Epoll(_)) => epoll::open(shell),
@@ -446,11 +566,20 @@ fn set_owner(shell: &mut Shell, fd: u32, file: &OpenFile) {
     if owner.pid != 0 {
         // struct f_owner_ex; the owner may be gone by now.
         let kind = (owner.r#type as i32).to_ne_bytes();
-        let blob = shell.program.bytes([kind, owner.pid.to_ne_bytes()].concat());
+        let blob = shell
+            .program
+            .bytes([kind, owner.pid.to_ne_bytes()].concat());
         let args = [fd.into(), 15.into(), blob.into()];
-        shell.program.try_call(libc::SYS_fcntl, &args, "set who gets signals about it");
+        shell
+            .program
+            .try_call(libc::SYS_fcntl, &args, "set who gets signals about it");
     }
     if owner.signal != 0 {
-        shell.fcntl(fd, F_SETSIG, u64::from(owner.signal), "set the signal about it");
+        shell.fcntl(
+            fd,
+            F_SETSIG,
+            u64::from(owner.signal),
+            "set the signal about it",
+        );
     }
 }

@@ -54,7 +54,8 @@ impl Thread {
 
 pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> CheckpointError {
     let doing = doing.into();
-    move |source| match source.raw_os_error() {
+    move |source| {
+        match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => CheckpointError::NotPermitted {
             doing,
             advice: "run ckptd as root or give it CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE; `ckptd doctor` shows what is missing"
@@ -62,14 +63,20 @@ pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Chec
         },
         _ => CheckpointError::System { doing, source },
     }
+    }
 }
 
 impl From<remote::RunError> for CheckpointError {
     fn from(error: remote::RunError) -> Self {
         match error {
             remote::RunError::Gone(pid) => Self::Gone { pid: pid as u32 },
-            remote::RunError::System { tid, doing, source } => failed(format!("task {tid}: {doing}"))(source),
-            other => Self::System { doing: other.to_string(), source: io::Error::other("in a stopped task") },
+            remote::RunError::System { tid, doing, source } => {
+                failed(format!("task {tid}: {doing}"))(source)
+            }
+            other => Self::System {
+                doing: other.to_string(),
+                source: io::Error::other("in a stopped task"),
+            },
         }
     }
 }
@@ -77,7 +84,10 @@ impl From<remote::RunError> for CheckpointError {
 impl Frozen {
     /// Stops every task of the job.
     pub(crate) fn freeze(scope: Scope) -> Result<Self, CheckpointError> {
-        let mut frozen = Self { processes: BTreeMap::new(), since: Instant::now() };
+        let mut frozen = Self {
+            processes: BTreeMap::new(),
+            since: Instant::now(),
+        };
         let mut moving: Vec<Running> = Vec::new();
         let mut clocks = waits::Clocks::default();
         // A round that finds nobody new and everybody stopped has seen all: stopped tasks make no new ones.
@@ -98,7 +108,12 @@ impl Frozen {
     }
 
     /// Attaches to tasks not seen before; says whether there were any.
-    fn seize_new(&mut self, scope: Scope, clocks: &mut waits::Clocks, moving: &mut Vec<Running>) -> Result<bool, CheckpointError> {
+    fn seize_new(
+        &mut self,
+        scope: Scope,
+        clocks: &mut waits::Clocks,
+        moving: &mut Vec<Running>,
+    ) -> Result<bool, CheckpointError> {
         let mut found = false;
         for pid in members(scope) {
             let entry = self.processes.entry(pid);
@@ -110,11 +125,16 @@ impl Frozen {
                 lent: None,
                 slot: None,
             });
-            if known && process.threads.is_empty() && Status::read(pid).is_ok_and(|s| s.state() == 'Z') {
+            if known
+                && process.threads.is_empty()
+                && Status::read(pid).is_ok_and(|s| s.state() == 'Z')
+            {
                 continue;
             }
             for tid in procfs::threads(pid) {
-                if process.threads.contains_key(&tid) || moving.iter().any(|task| task.tid() == tid as i32) {
+                if process.threads.contains_key(&tid)
+                    || moving.iter().any(|task| task.tid() == tid as i32)
+                {
                     continue;
                 }
                 let asleep_since = waits::asleep_since(tid, clocks);
@@ -127,7 +147,15 @@ impl Frozen {
                 };
                 // ESRCH: it ended in between.
                 if running.interrupt().is_ok() {
-                    process.threads.insert(tid, Thread { task: None, state: None, asleep_since, held: Vec::new() });
+                    process.threads.insert(
+                        tid,
+                        Thread {
+                            task: None,
+                            state: None,
+                            asleep_since,
+                            held: Vec::new(),
+                        },
+                    );
                     moving.push(running);
                     found = true;
                 }
@@ -144,7 +172,10 @@ impl Frozen {
             let mut still = Vec::new();
             for running in moving.drain(..) {
                 let tid = running.tid() as u32;
-                match running.poll().map_err(failed(format!("waiting for task {tid}")))? {
+                match running
+                    .poll()
+                    .map_err(failed(format!("waiting for task {tid}")))?
+                {
                     Err(running) => still.push(running),
                     Ok(Waited::Gone) => self.forget(tid),
                     Ok(Waited::Stopped(task)) => {
@@ -166,8 +197,11 @@ impl Frozen {
                 return Err(CheckpointError::Refused(vec![Refusal {
                     pid: tid,
                     what: format!("task {tid}"),
-                    why: "it does not stop: it is in an uninterruptible wait in the kernel".to_owned(),
-                    advice: format!("see /proc/{tid}/stack and /proc/{tid}/wchan for what it waits for, and try again"),
+                    why: "it does not stop: it is in an uninterruptible wait in the kernel"
+                        .to_owned(),
+                    advice: format!(
+                        "see /proc/{tid}/stack and /proc/{tid}/wchan for what it waits for, and try again"
+                    ),
                 }]));
             }
             std::thread::sleep(pause);
@@ -198,7 +232,9 @@ impl Frozen {
             Stop::Signal(signal) => signal,
             Stop::Event(_) | Stop::Syscall => 0,
         };
-        let running = task.resume(signal).map_err(failed(format!("resuming task {tid}")))?;
+        let running = task
+            .resume(signal)
+            .map_err(failed(format!("resuming task {tid}")))?;
         // An exec drops the interrupt.
         let _ = running.interrupt();
         Ok(Some(running))
@@ -215,25 +251,42 @@ impl Frozen {
         let waiting: Vec<u32> = moving.iter().map(|task| task.tid() as u32).collect();
         for parent in waiting {
             for child in procfs::children(parent) {
-                let Some(thread) = self.processes.get_mut(&child).and_then(|p| p.threads.get_mut(&child)) else {
+                let Some(thread) = self
+                    .processes
+                    .get_mut(&child)
+                    .and_then(|p| p.threads.get_mut(&child))
+                else {
                     continue;
                 };
                 let shares = sys::compare(parent as i32, child as i32, sys::Share::Memory, 0, 0);
                 if !shares.is_ok_and(|order| order == std::cmp::Ordering::Equal) {
                     continue;
                 }
-                let Some(task) = thread.task.take() else { continue };
-                let mut running = task.resume(0).map_err(failed(format!("resuming task {child}")))?;
+                let Some(task) = thread.task.take() else {
+                    continue;
+                };
+                let mut running = task
+                    .resume(0)
+                    .map_err(failed(format!("resuming task {child}")))?;
                 loop {
-                    match running.wait().map_err(failed(format!("waiting for task {child}")))? {
+                    match running
+                        .wait()
+                        .map_err(failed(format!("waiting for task {child}")))?
+                    {
                         Waited::Gone => {
                             self.forget(child);
                             break;
                         }
                         Waited::Stopped(task) => {
                             let exec = task.stop() == Stop::Event(libc::PTRACE_EVENT_EXEC);
-                            let signal = if let Stop::Signal(signal) = task.stop() { signal } else { 0 };
-                            running = task.resume(signal).map_err(failed(format!("resuming task {child}")))?;
+                            let signal = if let Stop::Signal(signal) = task.stop() {
+                                signal
+                            } else {
+                                0
+                            };
+                            running = task
+                                .resume(signal)
+                                .map_err(failed(format!("resuming task {child}")))?;
                             if exec {
                                 let _ = running.interrupt();
                                 moving.push(running);
@@ -250,7 +303,8 @@ impl Frozen {
     /// Processes without a thread that can be stopped are zombies, or gone.
     fn mark_zombies(&mut self, scope: Scope) {
         let now = members(scope);
-        self.processes.retain(|pid, process| !process.threads.is_empty() || now.contains(pid));
+        self.processes
+            .retain(|pid, process| !process.threads.is_empty() || now.contains(pid));
     }
 
     /// Runs a program in the leader of a process to which the stub is lent.
@@ -346,13 +400,18 @@ pub(crate) fn members(scope: Scope) -> Vec<u32> {
 
 /// Why a task could not be seized: gone, ours already (attached at its birth), or really refused.
 fn seize_refused(pid: u32, tid: u32, error: io::Error) -> Result<Option<Running>, CheckpointError> {
-    let Ok(status) = Status::read(tid) else { return Ok(None) };
+    let Ok(status) = Status::read(tid) else {
+        return Ok(None);
+    };
     if matches!(status.state(), 'Z' | 'X') || error.raw_os_error() == Some(libc::ESRCH) {
         return Ok(None);
     }
     let tracer = status.number("TracerPid");
     if tracer == 0 {
-        return Err(failed(format!("stopping process {pid} ({})", status.text("Name")))(error));
+        return Err(failed(format!(
+            "stopping process {pid} ({})",
+            status.text("Name")
+        ))(error));
     }
     if tracer == sys::gettid() as u32 || tracer == std::process::id() {
         return Ok(Some(Running::attached(tid as i32)));

@@ -34,9 +34,14 @@ impl Host {
         let status = Status::read(std::process::id()).unwrap_or_default();
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let number = |path: &str| text(path).trim().parse().unwrap_or(0);
-        let terminal = (0..3).find(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|l| l.starts_with("/dev/pts") || l.starts_with("/dev/tty")));
+        let terminal = (0..3).find(|fd| {
+            std::fs::read_link(format!("/proc/self/fd/{fd}"))
+                .is_ok_and(|l| l.starts_with("/dev/pts") || l.starts_with("/dev/tty"))
+        });
         let own = maps::own();
-        let pieces = own.iter().filter(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
+        let pieces = own
+            .iter()
+            .filter(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
         let (major, minor) = release(&record_kernel());
         Self {
             record: record(&own),
@@ -45,7 +50,9 @@ impl Host {
             scheduling: scheduling::capture(std::process::id()).unwrap_or_default(),
             oom_score_adj: text("/proc/self/oom_score_adj").trim().parse().unwrap_or(0),
             terminal,
-            vdso_pieces: pieces.map(|area| (area.end - area.start, area.path == "[vdso]")).collect(),
+            vdso_pieces: pieces
+                .map(|area| (area.end - area.start, area.path == "[vdso]"))
+                .collect(),
             timer_ids: (major, minor) >= (6, 15),
             pid_max: number("/proc/sys/kernel/pid_max"),
             terminals: procfs::numbered("/dev/pts"),
@@ -58,11 +65,16 @@ impl Host {
 }
 
 fn record_kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 fn release(text: &str) -> (u32, u32) {
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse().ok());
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
@@ -72,12 +84,20 @@ pub(crate) fn now() -> proto::Host {
 }
 
 fn record(own: &[maps::Area]) -> proto::Host {
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let vdso = own.iter().find(|area| area.path == "[vdso]").map_or_else(Vec::new, |area| {
-        let mut bytes = vec![0; (area.end - area.start) as usize];
-        let me = std::process::id() as i32;
-        sys::read_memory(me, area.start, &mut bytes).map_or_else(|_| Vec::new(), |()| bytes)
-    });
+    let text = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let vdso = own
+        .iter()
+        .find(|area| area.path == "[vdso]")
+        .map_or_else(Vec::new, |area| {
+            let mut bytes = vec![0; (area.end - area.start) as usize];
+            let me = std::process::id() as i32;
+            sys::read_memory(me, area.start, &mut bytes).map_or_else(|_| Vec::new(), |()| bytes)
+        });
     proto::Host {
         arch: std::env::consts::ARCH.to_owned(),
         kernel: record_kernel(),

@@ -45,18 +45,34 @@ pub(crate) fn credentials(status: &Status, securebits: u32) -> Credentials {
 pub(crate) fn assume_files(program: &mut Program, wanted: &Credentials, ours: &Credentials) {
     set_groups(program, wanted, ours);
     if wanted.fsgid != ours.fsgid {
-        program.try_call(libc::SYS_setfsgid, &[wanted.fsgid.into()], format!("access files as group {}", wanted.fsgid));
+        program.try_call(
+            libc::SYS_setfsgid,
+            &[wanted.fsgid.into()],
+            format!("access files as group {}", wanted.fsgid),
+        );
     }
     if wanted.fsuid != ours.fsuid {
-        program.try_call(libc::SYS_setfsuid, &[wanted.fsuid.into()], format!("access files as user {}", wanted.fsuid));
+        program.try_call(
+            libc::SYS_setfsuid,
+            &[wanted.fsuid.into()],
+            format!("access files as user {}", wanted.fsuid),
+        );
     }
 }
 
 fn set_groups(program: &mut Program, wanted: &Credentials, ours: &Credentials) {
     if wanted.groups != ours.groups {
-        let list: Vec<u8> = wanted.groups.iter().flat_map(|gid| gid.to_ne_bytes()).collect();
+        let list: Vec<u8> = wanted
+            .groups
+            .iter()
+            .flat_map(|gid| gid.to_ne_bytes())
+            .collect();
         let blob = program.bytes(list);
-        program.must(libc::SYS_setgroups, &[wanted.groups.len().into(), blob.into()], "set the groups");
+        program.must(
+            libc::SYS_setgroups,
+            &[wanted.groups.len().into(), blob.into()],
+            "set the groups",
+        );
     }
 }
 
@@ -71,44 +87,107 @@ pub(crate) fn assume(program: &mut Program, wanted: &Credentials, ours: &Credent
         program.must(libc::SYS_prctl, &args, label);
     };
     for capability in (0..64).filter(|c| (ours.bounding & !wanted.bounding) >> c & 1 == 1) {
-        prctl(program, &[PR_CAPBSET_DROP, capability], format!("drop capability {capability} from the bounding set"));
+        prctl(
+            program,
+            &[PR_CAPBSET_DROP, capability],
+            format!("drop capability {capability} from the bounding set"),
+        );
     }
-    let ids_differ = (wanted.ruid, wanted.euid, wanted.suid, wanted.rgid, wanted.egid, wanted.sgid)
-        != (ours.ruid, ours.euid, ours.suid, ours.rgid, ours.egid, ours.sgid);
+    let ids_differ = (
+        wanted.ruid,
+        wanted.euid,
+        wanted.suid,
+        wanted.rgid,
+        wanted.egid,
+        wanted.sgid,
+    ) != (
+        ours.ruid, ours.euid, ours.suid, ours.rgid, ours.egid, ours.sgid,
+    );
     let had = u64::from(ours.securebits);
     if ids_differ {
         let keep = had | SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP;
-        prctl(program, &[PR_SET_SECUREBITS, keep], "keep capabilities while ids change".to_owned());
+        prctl(
+            program,
+            &[PR_SET_SECUREBITS, keep],
+            "keep capabilities while ids change".to_owned(),
+        );
         let gids = [wanted.rgid.into(), wanted.egid.into(), wanted.sgid.into()];
-        program.must(libc::SYS_setresgid, &gids, format!("become group {}", wanted.egid));
+        program.must(
+            libc::SYS_setresgid,
+            &gids,
+            format!("become group {}", wanted.egid),
+        );
         let uids = [wanted.ruid.into(), wanted.euid.into(), wanted.suid.into()];
-        program.must(libc::SYS_setresuid, &uids, format!("become user {}", wanted.euid));
+        program.must(
+            libc::SYS_setresuid,
+            &uids,
+            format!("become user {}", wanted.euid),
+        );
     }
     // These follow the effective ids unless they were set apart.
     if wanted.fsgid != wanted.egid || ids_differ {
-        program.try_call(libc::SYS_setfsgid, &[wanted.fsgid.into()], "set the file-system group");
+        program.try_call(
+            libc::SYS_setfsgid,
+            &[wanted.fsgid.into()],
+            "set the file-system group",
+        );
     }
     if wanted.fsuid != wanted.euid || ids_differ {
-        program.try_call(libc::SYS_setfsuid, &[wanted.fsuid.into()], "set the file-system user");
+        program.try_call(
+            libc::SYS_setfsuid,
+            &[wanted.fsuid.into()],
+            "set the file-system user",
+        );
     }
     let caps = |program: &mut Program, effective: u64, permitted: u64, inheritable: u64| {
         let header = program.words(&[CAPABILITY_VERSION]);
-        let half = |shift: u32| [effective, permitted, inheritable].map(|set| (set >> shift) as u32);
-        let data: Vec<u8> = [half(0), half(32)].concat().iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let half =
+            |shift: u32| [effective, permitted, inheritable].map(|set| (set >> shift) as u32);
+        let data: Vec<u8> = [half(0), half(32)]
+            .concat()
+            .iter()
+            .flat_map(|w| w.to_ne_bytes())
+            .collect();
         let data = program.bytes(data);
-        program.must(libc::SYS_capset, &[header.into(), data.into()], "set the capabilities");
+        program.must(
+            libc::SYS_capset,
+            &[header.into(), data.into()],
+            "set the capabilities",
+        );
     };
     const SETPCAP: u64 = 1 << 8;
     // CAP_SETPCAP is needed until the securebits are as they should be.
-    caps(program, (wanted.effective | SETPCAP) & ours.permitted, (wanted.permitted | SETPCAP) & ours.permitted, wanted.inheritable);
+    caps(
+        program,
+        (wanted.effective | SETPCAP) & ours.permitted,
+        (wanted.permitted | SETPCAP) & ours.permitted,
+        wanted.inheritable,
+    );
     for capability in (0..64).filter(|c| wanted.ambient >> c & 1 == 1) {
-        prctl(program, &[PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0], format!("make capability {capability} ambient"));
+        prctl(
+            program,
+            &[PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0],
+            format!("make capability {capability} ambient"),
+        );
     }
     if ids_differ || wanted.securebits != ours.securebits {
-        prctl(program, &[PR_SET_SECUREBITS, u64::from(wanted.securebits)], "set the securebits".to_owned());
+        prctl(
+            program,
+            &[PR_SET_SECUREBITS, u64::from(wanted.securebits)],
+            "set the securebits".to_owned(),
+        );
     }
-    caps(program, wanted.effective, wanted.permitted, wanted.inheritable);
+    caps(
+        program,
+        wanted.effective,
+        wanted.permitted,
+        wanted.inheritable,
+    );
     if wanted.no_new_privs && !ours.no_new_privs {
-        prctl(program, &[PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0], "set no_new_privs".to_owned());
+        prctl(
+            program,
+            &[PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0],
+            "set no_new_privs".to_owned(),
+        );
     }
 }

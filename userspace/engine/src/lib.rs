@@ -32,3 +32,4 @@ pub use api::*;
 pub use capture::checkpoint;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
+pub use remote::sys::sigpipe_was_ignored;

@@ -25,18 +25,31 @@ const NAMES: [(&str, u32); 16] = [
 
 /// prlimit64 on another user's process needs CAP_SYS_RESOURCE; reading /proc does not.
 pub(crate) fn parse(text: &str) -> Vec<Rlimit> {
-    let number = |word: &str| if word == "unlimited" { Some(u64::MAX) } else { word.parse().ok() };
+    let number = |word: &str| {
+        if word == "unlimited" {
+            Some(u64::MAX)
+        } else {
+            word.parse().ok()
+        }
+    };
     let limit = |line: &str| {
         let &(name, resource) = NAMES.iter().find(|(name, _)| line.starts_with(name))?;
         let mut words = line[name.len()..].split_whitespace();
-        Some(Rlimit { resource, soft: number(words.next()?)?, hard: number(words.next()?)? })
+        Some(Rlimit {
+            resource,
+            soft: number(words.next()?)?,
+            hard: number(words.next()?)?,
+        })
     };
     text.lines().filter_map(limit).collect()
 }
 
 /// The name of a limit, for people.
 pub(crate) fn name(resource: u32) -> &'static str {
-    NAMES.iter().find(|(_, number)| *number == resource).map_or("unknown limit", |(name, _)| name)
+    NAMES
+        .iter()
+        .find(|(_, number)| *number == resource)
+        .map_or("unknown limit", |(name, _)| name)
 }
 
 /// Sets the limits that differ from `ours`.
@@ -44,7 +57,11 @@ pub(crate) fn set(program: &mut Program, wanted: &[Rlimit], ours: &[Rlimit]) {
     for limit in wanted.iter().filter(|limit| !ours.contains(limit)) {
         let new = program.words(&[limit.soft, limit.hard]);
         let args = [0.into(), limit.resource.into(), new.into(), 0.into()];
-        program.must(libc::SYS_prlimit64, &args, format!("set {}", name(limit.resource)));
+        program.must(
+            libc::SYS_prlimit64,
+            &args,
+            format!("set {}", name(limit.resource)),
+        );
     }
 }
 
@@ -54,8 +71,17 @@ mod tests {
 
     #[test]
     fn proc_limits() {
-        let limits = parse("Limit                     Soft Limit           Hard Limit           Units     \nMax open files            1024                 1048576              files     \nMax address space         unlimited            unlimited            bytes     \n");
-        assert_eq!(limits[0], Rlimit { resource: libc::RLIMIT_NOFILE, soft: 1024, hard: 1 << 20 });
+        let limits = parse(
+            "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            1024                 1048576              files     \nMax address space         unlimited            unlimited            bytes     \n",
+        );
+        assert_eq!(
+            limits[0],
+            Rlimit {
+                resource: libc::RLIMIT_NOFILE,
+                soft: 1024,
+                hard: 1 << 20
+            }
+        );
         assert_eq!(limits[1].soft, u64::MAX);
     }
 }

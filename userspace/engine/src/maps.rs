@@ -36,7 +36,12 @@ pub(crate) fn parse(smaps: &str) -> Vec<Area> {
             if let Some(flags) = line.strip_prefix("VmFlags:") {
                 flags.trim().clone_into(&mut area.flags);
             } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
-                area.page_size = size.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(4) * 1024;
+                area.page_size = size
+                    .split_whitespace()
+                    .next()
+                    .and_then(|n| n.parse().ok())
+                    .unwrap_or(4)
+                    * 1024;
             }
         }
     }
@@ -81,8 +86,16 @@ impl Area {
 
     fn prot(&self) -> u32 {
         let bytes = self.permissions.as_bytes();
-        let bit = |nth: usize, letter: u8, prot: i32| if bytes.get(nth) == Some(&letter) { prot as u32 } else { 0 };
-        bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC)
+        let bit = |nth: usize, letter: u8, prot: i32| {
+            if bytes.get(nth) == Some(&letter) {
+                prot as u32
+            } else {
+                0
+            }
+        };
+        bit(0, b'r', libc::PROT_READ)
+            | bit(1, b'w', libc::PROT_WRITE)
+            | bit(2, b'x', libc::PROT_EXEC)
     }
 
     fn refusal(&self, pid: u32, why: &str, advice: &str) -> Refusal {
@@ -117,7 +130,13 @@ pub(crate) fn capture(
     let path = format!("/proc/{pid}/smaps");
     let smaps = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
     let pagemap = memory::Pagemap::open(pid)?;
-    let mut captured = Captured { space: AddressSpace { space, ..Default::default() }, areas: Vec::new() };
+    let mut captured = Captured {
+        space: AddressSpace {
+            space,
+            ..Default::default()
+        },
+        areas: Vec::new(),
+    };
     let areas = parse(&String::from_utf8_lossy(&smaps));
     for area in areas.into_iter().flat_map(|area| without(area, ours)) {
         if area.path == "[vsyscall]" {
@@ -132,7 +151,9 @@ pub(crate) fn capture(
         };
         let range = area.start..area.end;
         let kind = match mapping.kind() {
-            _ if mapping.huge_page_size != 0 && mapping.kind() == Kind::Anonymous => Some(memory::Kind::Huge),
+            _ if mapping.huge_page_size != 0 && mapping.kind() == Kind::Anonymous => {
+                Some(memory::Kind::Huge)
+            }
             Kind::Anonymous => Some(memory::Kind::Anonymous),
             Kind::FilePrivate => Some(memory::Kind::PrivateFile),
             _ => None,
@@ -141,7 +162,13 @@ pub(crate) fn capture(
         if area.has("gu") || kind == Some(memory::Kind::Anonymous) {
             let mut guards = Vec::new();
             pagemap.guards(range.clone(), &mut guards)?;
-            mapping.guards = guards.into_iter().map(|g| PageRun { start: g.start, end: g.end }).collect();
+            mapping.guards = guards
+                .into_iter()
+                .map(|g| PageRun {
+                    start: g.start,
+                    end: g.end,
+                })
+                .collect();
         }
         if let Some(kind) = kind {
             captured.areas.push((range, kind));
@@ -156,13 +183,26 @@ fn without(area: Area, ours: &Range<u64>) -> Vec<Area> {
     if ours.end <= area.start || area.end <= ours.start {
         return vec![area];
     }
-    let below = Area { end: ours.start.max(area.start), ..area.clone() };
-    let above = Area { start: ours.end.min(area.end), ..area };
-    [below, above].into_iter().filter(|area| area.start < area.end).collect()
+    let below = Area {
+        end: ours.start.max(area.start),
+        ..area.clone()
+    };
+    let above = Area {
+        start: ours.end.min(area.end),
+        ..area
+    };
+    [below, above]
+        .into_iter()
+        .filter(|area| area.start < area.end)
+        .collect()
 }
 
 /// What kind of mapping it is; `Err` inside when it cannot be restored.
-fn classify(pid: u32, area: &Area, table: &mut Table) -> Result<Result<Mapping, Refusal>, CheckpointError> {
+fn classify(
+    pid: u32,
+    area: &Area,
+    table: &mut Table,
+) -> Result<Result<Mapping, Refusal>, CheckpointError> {
     let mut mapping = Mapping {
         start: area.start,
         end: area.end,
@@ -176,7 +216,11 @@ fn classify(pid: u32, area: &Area, table: &mut Table) -> Result<Result<Mapping, 
     }
     if area.has("um") || area.has("uw") || area.has("ui") {
         let advice = "let the program close its userfaultfd before the checkpoint";
-        return Ok(Err(area.refusal(pid, "the program watches it with a userfaultfd of its own", advice)));
+        return Ok(Err(area.refusal(
+            pid,
+            "the program watches it with a userfaultfd of its own",
+            advice,
+        )));
     }
     let path = area.path.as_str();
     if path == "[vdso]" {
@@ -186,15 +230,23 @@ fn classify(pid: u32, area: &Area, table: &mut Table) -> Result<Result<Mapping, 
     } else if area.has("io") || area.has("pf") {
         let advice = "checkpoint the program before it opens the device";
         return Ok(Err(area.refusal(pid, "it is memory of a device", advice)));
-    } else if let Some(name) = path.strip_prefix("[anon:").and_then(|p| p.strip_suffix(']')) {
+    } else if let Some(name) = path
+        .strip_prefix("[anon:")
+        .and_then(|p| p.strip_suffix(']'))
+    {
         name.clone_into(&mut mapping.name);
-    } else if path.is_empty() || path == "[heap]" || path == "[stack]" || path.starts_with("[stack:") {
+    } else if path.is_empty()
+        || path == "[heap]"
+        || path == "[stack]"
+        || path.starts_with("[stack:")
+    {
         mapping.stack = path == "[stack]";
-    } else if path == "/dev/zero" && !area.shared() {
+    } else if matches!(path, "/dev/zero" | "/anon_hugepage (deleted)") && !area.shared() {
         mapping.offset = 0;
-    } else if path == "/anon_hugepage (deleted)" && !area.shared() {
-        mapping.offset = 0;
-    } else if path == "/dev/zero (deleted)" || path == "/anon_hugepage (deleted)" || path.starts_with("[anon_shmem:") {
+    } else if path == "/dev/zero (deleted)"
+        || path == "/anon_hugepage (deleted)"
+        || path.starts_with("[anon_shmem:")
+    {
         mapping.set_kind(Kind::AnonymousShared);
         mapping.file = table.shared_memory(pid, area)?;
     } else {
@@ -203,13 +255,22 @@ fn classify(pid: u32, area: &Area, table: &mut Table) -> Result<Result<Mapping, 
             Ok(file) => mapping.file = file,
             Err((why, advice)) => return Ok(Err(area.refusal(pid, &why, &advice))),
         }
-        mapping.set_kind(if area.shared() { Kind::FileShared } else { Kind::FilePrivate });
+        mapping.set_kind(if area.shared() {
+            Kind::FileShared
+        } else {
+            Kind::FilePrivate
+        });
     }
     Ok(Ok(mapping))
 }
 
 /// The PR_SET_MM_MAP fields, from /proc/PID/stat; `brk` is the process's own answer.
-pub(crate) fn layout(pid: u32, stat: &Stat, brk: u64, exe: u32) -> Result<MmLayout, CheckpointError> {
+pub(crate) fn layout(
+    pid: u32,
+    stat: &Stat,
+    brk: u64,
+    exe: u32,
+) -> Result<MmLayout, CheckpointError> {
     let field = |number| stat.field(number) as u64;
     let path = format!("/proc/{pid}/auxv");
     Ok(MmLayout {
@@ -243,15 +304,29 @@ pub(crate) fn map(program: &mut Program, mapping: &Mapping, file: Option<u32>, f
         (has("gd"), libc::MAP_GROWSDOWN),
         (has("nr"), libc::MAP_NORESERVE),
         (has("dp"), 0x08), // MAP_DROPPABLE, Linux 6.11
-        (mapping.huge_page_size != 0 && anonymous, libc::MAP_HUGETLB | huge_page_flag(mapping.huge_page_size)),
+        (
+            mapping.huge_page_size != 0 && anonymous,
+            libc::MAP_HUGETLB | huge_page_flag(mapping.huge_page_size),
+        ),
     ] {
         flags |= if wanted { flag } else { 0 };
     }
-    let prot = if filled { mapping.prot | (libc::PROT_READ | libc::PROT_WRITE) as u32 } else { mapping.prot };
+    let prot = if filled {
+        mapping.prot | (libc::PROT_READ | libc::PROT_WRITE) as u32
+    } else {
+        mapping.prot
+    };
     let fd = file.map_or(Arg::Value(u64::MAX), Arg::from);
     let offset = if anonymous { 0 } else { mapping.offset };
     let length = mapping.end - mapping.start;
-    let args = [mapping.start.into(), length.into(), prot.into(), flags.into(), fd, offset.into()];
+    let args = [
+        mapping.start.into(),
+        length.into(),
+        prot.into(),
+        flags.into(),
+        fd,
+        offset.into(),
+    ];
     let label = format!("map {:x}-{:x}", mapping.start, mapping.end);
     program.call(libc::SYS_mmap, &args, Expect::Exactly(mapping.start), label);
     // What decides how pages come in has to be there before they do.
@@ -269,7 +344,11 @@ fn huge_page_flag(size: u64) -> i32 {
 
 fn advise(program: &mut Program, start: u64, length: u64, advice: i32) {
     let args = [start.into(), length.into(), advice.into()];
-    program.try_call(libc::SYS_madvise, &args, format!("madvise({advice}) {start:x}"));
+    program.try_call(
+        libc::SYS_madvise,
+        &args,
+        format!("madvise({advice}) {start:x}"),
+    );
 }
 
 /// Linux 6.13.
@@ -283,11 +362,23 @@ pub(crate) fn finish(program: &mut Program, mapping: &Mapping, filled: bool) {
     let (start, length) = (mapping.start, mapping.end - mapping.start);
     if filled && mapping.prot & 3 != 3 {
         let args = [start.into(), length.into(), mapping.prot.into()];
-        program.must(libc::SYS_mprotect, &args, format!("protect {start:x}-{:x}", mapping.end));
+        program.must(
+            libc::SYS_mprotect,
+            &args,
+            format!("protect {start:x}-{:x}", mapping.end),
+        );
     }
     for guard in &mapping.guards {
-        let args = [guard.start.into(), (guard.end - guard.start).into(), MADV_GUARD_INSTALL.into()];
-        program.must(libc::SYS_madvise, &args, format!("guard {:x}-{:x}", guard.start, guard.end));
+        let args = [
+            guard.start.into(),
+            (guard.end - guard.start).into(),
+            MADV_GUARD_INSTALL.into(),
+        ];
+        program.must(
+            libc::SYS_madvise,
+            &args,
+            format!("guard {:x}-{:x}", guard.start, guard.end),
+        );
     }
     for (flag, advice) in [
         ("dc", libc::MADV_DONTFORK),
@@ -303,16 +394,30 @@ pub(crate) fn finish(program: &mut Program, mapping: &Mapping, filled: bool) {
     }
     if !mapping.name.is_empty() {
         let name = program.string(&mapping.name);
-        let args = [PR_SET_VMA.into(), 0.into(), start.into(), length.into(), name.into()];
+        let args = [
+            PR_SET_VMA.into(),
+            0.into(),
+            start.into(),
+            length.into(),
+            name.into(),
+        ];
         program.try_call(libc::SYS_prctl, &args, format!("name {start:x}"));
     }
     if has("lo") && mapping.huge_page_size == 0 {
         let on_fault = if has("lf") { MLOCK_ONFAULT } else { 0 };
         let args = [start.into(), length.into(), on_fault.into()];
-        program.must(libc::SYS_mlock2, &args, format!("lock {start:x}-{:x}", mapping.end));
+        program.must(
+            libc::SYS_mlock2,
+            &args,
+            format!("lock {start:x}-{:x}", mapping.end),
+        );
     }
     if has("sl") {
-        program.try_call(462, &[start.into(), length.into(), 0.into()], format!("seal {start:x}"));
+        program.try_call(
+            462,
+            &[start.into(), length.into(), 0.into()],
+            format!("seal {start:x}"),
+        );
     }
 }
 
@@ -323,8 +428,18 @@ pub(crate) fn set_layout(program: &mut Program, layout: &MmLayout, exe: u32) {
     let auxv = program.bytes(layout.auxv.clone());
     let l = layout;
     let mut map: Vec<u8> = [
-        l.start_code, l.end_code, l.start_data, l.end_data, l.start_brk, l.brk, l.start_stack, l.arg_start, l.arg_end,
-        l.env_start, l.env_end, 0,
+        l.start_code,
+        l.end_code,
+        l.start_data,
+        l.end_data,
+        l.start_brk,
+        l.brk,
+        l.start_stack,
+        l.arg_start,
+        l.arg_end,
+        l.env_start,
+        l.env_end,
+        0,
     ]
     .iter()
     .flat_map(|word| word.to_ne_bytes())
@@ -334,8 +449,18 @@ pub(crate) fn set_layout(program: &mut Program, layout: &MmLayout, exe: u32) {
     let length = map.len();
     let map = program.bytes(map);
     program.point(map, 88, auxv);
-    let args = [PR_SET_MM.into(), PR_SET_MM_MAP.into(), map.into(), length.into(), 0.into()];
-    program.must(libc::SYS_prctl, &args, "set the layout of the address space");
+    let args = [
+        PR_SET_MM.into(),
+        PR_SET_MM_MAP.into(),
+        map.into(),
+        length.into(),
+        0.into(),
+    ];
+    program.must(
+        libc::SYS_prctl,
+        &args,
+        "set the layout of the address space",
+    );
 }
 
 /// The GNU build id in the notes of an ELF file (elf(5), NT_GNU_BUILD_ID); empty where there is none.
@@ -355,7 +480,8 @@ fn find_build_id(file: &std::fs::File) -> Option<Vec<u8>> {
     let count = u16::from_le_bytes([header[56], header[57]]);
     for nth in 0..u64::from(count.min(64)) {
         let mut segment = [0u8; 56];
-        file.read_exact_at(&mut segment, word(&header, 32)?.checked_add(nth * 56)?).ok()?;
+        file.read_exact_at(&mut segment, word(&header, 32)?.checked_add(nth * 56)?)
+            .ok()?;
         if half(&segment, 0)? != 4 {
             continue;
         }
@@ -363,7 +489,11 @@ fn find_build_id(file: &std::fs::File) -> Option<Vec<u8>> {
         file.read_exact_at(&mut notes, word(&segment, 8)?).ok()?;
         let mut at = 0;
         while at + 12 <= notes.len() {
-            let (name, size, kind) = (half(&notes, at)? as usize, half(&notes, at + 4)? as usize, half(&notes, at + 8)?);
+            let (name, size, kind) = (
+                half(&notes, at)? as usize,
+                half(&notes, at + 4)? as usize,
+                half(&notes, at + 8)?,
+            );
             let data = at + 12 + name.next_multiple_of(4);
             if kind == 3 && notes.get(at + 12..at + 16) == Some(b"GNU\0") {
                 return notes.get(data..data.checked_add(size)?).map(<[u8]>::to_vec);
@@ -391,7 +521,11 @@ mod tests {
 
     #[test]
     fn our_own_mapping_is_no_part_of_the_job() {
-        let area = |start, end| Area { start, end, ..Default::default() };
+        let area = |start, end| Area {
+            start,
+            end,
+            ..Default::default()
+        };
         assert_eq!(without(area(1, 9), &(3..5)), [area(1, 3), area(5, 9)]);
         assert_eq!(without(area(3, 9), &(3..5)), [area(5, 9)]);
         assert!(without(area(3, 5), &(3..5)).is_empty());
@@ -403,7 +537,10 @@ mod tests {
         let text = "00400000-00401000 r-xp 00001000 fe:01 77                         /a dir/prog (x)\nSize: 4 kB\nKernelPageSize:        4 kB\nVmFlags: rd ex mr mw me \n7ffc0000-7ffd0000 rw-p 00000000 00:00 0                          [stack]\nVmFlags: rd wr gd ac \n";
         let areas = parse(text);
         assert_eq!(areas.len(), 2);
-        assert_eq!((areas[0].path.as_str(), areas[0].device, areas[0].inode), ("/a dir/prog (x)", (0xfe, 1), 77));
+        assert_eq!(
+            (areas[0].path.as_str(), areas[0].device, areas[0].inode),
+            ("/a dir/prog (x)", (0xfe, 1), 77)
+        );
         assert!(areas[0].has("ex") && !areas[0].has("wr"));
         assert_eq!(areas[0].prot(), 5);
         assert!(areas[1].has("gd") && areas[1].path == "[stack]");

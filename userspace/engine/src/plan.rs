@@ -12,7 +12,10 @@ use remote::{Expect, Program};
 
 use crate::files::{Making, Numbers, Shell, epoll, pty, regular};
 use crate::host::Host;
-use crate::{FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, limits, maps, scheduling, signals, timers, tree, vdso};
+use crate::{
+    FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, limits, maps, scheduling,
+    signals, timers, tree, vdso,
+};
 
 /// One step of a plan.
 #[derive(Debug, Clone)]
@@ -20,7 +23,12 @@ pub(crate) enum Step {
     /// The tree of processes.
     Tree(tree::Step),
     /// System calls in one thread.
-    Run { pid: u32, tid: u32, what: &'static str, program: Program },
+    Run {
+        pid: u32,
+        tid: u32,
+        what: &'static str,
+        program: Program,
+    },
     /// A new thread.
     Thread { pid: u32, tid: u32 },
     /// All pages go to their places.
@@ -89,7 +97,9 @@ impl Plan {
             lines.push("make a pid namespace with its own /proc, as pids or terminals of the job are taken".to_owned());
         }
         if self.terminals {
-            lines.push("mount a /dev/pts of its own there, as terminals of the job are taken".to_owned());
+            lines.push(
+                "mount a /dev/pts of its own there, as terminals of the job are taken".to_owned(),
+            );
         }
         for step in &self.steps {
             step.lines(&mut lines);
@@ -100,7 +110,9 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.lines().iter().try_for_each(|line| writeln!(f, "{line}"))
+        self.lines()
+            .iter()
+            .try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 
@@ -109,25 +121,49 @@ impl Step {
         match self {
             Self::Tree(step) => lines.push(match step {
                 tree::Step::Spawn { pid } => format!("make process {pid}"),
-                tree::Step::Fork { parent, pid, .. } if *pid >= tree::HELPERS => format!("process {parent}: fork a helper"),
-                tree::Step::Fork { parent, pid, .. } if *parent >= tree::HELPERS => format!("the helper: fork {pid}"),
+                tree::Step::Fork { parent, pid, .. } if *pid >= tree::HELPERS => {
+                    format!("process {parent}: fork a helper")
+                }
+                tree::Step::Fork { parent, pid, .. } if *parent >= tree::HELPERS => {
+                    format!("the helper: fork {pid}")
+                }
                 tree::Step::Fork { parent, pid, .. } => format!("process {parent}: fork {pid}"),
                 tree::Step::NewSession { pid } => format!("process {pid}: lead a session"),
-                tree::Step::JoinGroup { pid, group } => format!("process {pid}: join process group {group}"),
+                tree::Step::JoinGroup { pid, group } => {
+                    format!("process {pid}: join process group {group}")
+                }
                 tree::Step::Adopt { pid } => format!("process {pid}: adopt orphans"),
-                tree::Step::End { pid, .. } if *pid >= tree::HELPERS => "the helper: end".to_owned(),
-                tree::Step::End { pid, .. } => format!("process {pid}: end (it was only there for its id)"),
+                tree::Step::End { pid, .. } if *pid >= tree::HELPERS => {
+                    "the helper: end".to_owned()
+                }
+                tree::Step::End { pid, .. } => {
+                    format!("process {pid}: end (it was only there for its id)")
+                }
             }),
-            Self::Run { pid, tid, what, program } => {
-                let who = if pid == tid { format!("process {pid}") } else { format!("thread {tid}") };
+            Self::Run {
+                pid,
+                tid,
+                what,
+                program,
+            } => {
+                let who = if pid == tid {
+                    format!("process {pid}")
+                } else {
+                    format!("thread {tid}")
+                };
                 lines.push(format!("{who}: {what}"));
                 lines.extend(program.calls().iter().map(|call| format!("    {call}")));
             }
             Self::Thread { pid, tid } => lines.push(format!("process {pid}: start thread {tid}")),
             Self::Fill => lines.push("write all pages to their places".to_owned()),
-            Self::Zombie { pid, wait_status } => lines.push(format!("process {pid}: end again (wait status {wait_status:#x})")),
+            Self::Zombie { pid, wait_status } => lines.push(format!(
+                "process {pid}: end again (wait status {wait_status:#x})"
+            )),
             Self::CutBack { regular } => {
-                lines.push(format!("cut {} back to {} bytes, keeping the rest beside it", regular.path, regular.size));
+                lines.push(format!(
+                    "cut {} back to {} bytes, keeping the rest beside it",
+                    regular.path, regular.size
+                ));
             }
             Self::LetGo => lines.push("set all registers and let everything run".to_owned()),
         }
@@ -178,9 +214,14 @@ impl Content {
     }
 
     fn within(&self, mapping: &Mapping) -> bool {
-        let (start, end) = (mapping.start / PAGE_SIZE as u64, mapping.end / PAGE_SIZE as u64);
+        let (start, end) = (
+            mapping.start / PAGE_SIZE as u64,
+            mapping.end / PAGE_SIZE as u64,
+        );
         let nth = self.0.partition_point(|&(_, run_end)| run_end <= start);
-        self.0.get(nth).is_some_and(|&(run_start, _)| run_start < end)
+        self.0
+            .get(nth)
+            .is_some_and(|&(run_start, _)| run_start < end)
     }
 }
 
@@ -206,36 +247,67 @@ pub(crate) fn make(
     let processes: Vec<&Process> = snapshot.processes.iter().filter(alive).collect();
     let block = find_block(snapshot, host).ok_or_else(|| {
         let why = "its processes use nearly all addresses, so that none are left to build it from";
-        vec![refusal(snapshot.root, "its memory", why, "report this program")]
+        vec![refusal(
+            snapshot.root,
+            "its memory",
+            why,
+            "report this program",
+        )]
     })?;
     let ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
     let outer = free_descriptors(&processes, ours as u32);
-    let terminals_taken = pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
+    let terminals_taken =
+        pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
     // A pid namespace comes with a mount namespace, where /dev/pts can be the job's own.
     let namespace = terminals_taken || ids_taken(snapshot, &tree, host, taken);
-    let terminals = if terminals_taken { Vec::new() } else { host.terminals.clone() };
-    let making = Making { files: &snapshot.files, processes: &snapshot.processes, outer, base: outer + 3, terminals };
+    let terminals = if terminals_taken {
+        Vec::new()
+    } else {
+        host.terminals.clone()
+    };
+    let making = Making {
+        files: &snapshot.files,
+        processes: &snapshot.processes,
+        outer,
+        base: outer + 3,
+        terminals,
+    };
     let object_place = |id: u32| making.base + snapshot.files.len() as u32 + id;
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
     // Descriptor tables, as they are when everybody has been forked: only the outer standard descriptors.
-    let mut numbers: BTreeMap<u32, Numbers> =
-        processes.iter().map(|p| (p.pid, Numbers::new(outer..outer + 3))).collect();
-    let mut stage = |steps: &mut Vec<Step>, what: &'static str, write: &dyn Fn(&mut Shell, &Process)| {
-        for process in &processes {
-            let table = numbers.remove(&process.pid).unwrap_or_default();
-            let mut shell = Shell { program: Program::new(), numbers: table };
-            write(&mut shell, process);
-            numbers.insert(process.pid, shell.numbers);
-            if !shell.program.is_empty() {
-                steps.push(Step::Run { pid: process.pid, tid: process.pid, what, program: shell.program });
+    let mut numbers: BTreeMap<u32, Numbers> = processes
+        .iter()
+        .map(|p| (p.pid, Numbers::new(outer..outer + 3)))
+        .collect();
+    let mut stage =
+        |steps: &mut Vec<Step>, what: &'static str, write: &dyn Fn(&mut Shell, &Process)| {
+            for process in &processes {
+                let table = numbers.remove(&process.pid).unwrap_or_default();
+                let mut shell = Shell {
+                    program: Program::new(),
+                    numbers: table,
+                };
+                write(&mut shell, process);
+                numbers.insert(process.pid, shell.numbers);
+                if !shell.program.is_empty() {
+                    steps.push(Step::Run {
+                        pid: process.pid,
+                        tid: process.pid,
+                        what,
+                        program: shell.program,
+                    });
+                }
             }
-        }
-    };
-    stage(&mut steps, "use files by its own rights", &|shell, process| {
-        if let Some(wanted) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
-            identity::assume_files(&mut shell.program, wanted, &host.credentials);
-        }
-    });
+        };
+    stage(
+        &mut steps,
+        "use files by its own rights",
+        &|shell, process| {
+            if let Some(wanted) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
+                identity::assume_files(&mut shell.program, wanted, &host.credentials);
+            }
+        },
+    );
     let mut objects = Vec::new();
     for shared in &snapshot.shared {
         if let Some(maker) = maker_of_object(snapshot, shared.id) {
@@ -243,76 +315,174 @@ pub(crate) fn make(
         }
     }
     stage(&mut steps, "make shared memory", &|shell, process| {
-        for shared in snapshot.shared.iter().filter(|s| maker_of_object(snapshot, s.id) == Some(process.pid)) {
+        for shared in snapshot
+            .shared
+            .iter()
+            .filter(|s| maker_of_object(snapshot, s.id) == Some(process.pid))
+        {
             make_object(shell, shared, block.spare, object_place(shared.id));
         }
     });
     stage(&mut steps, "map memory", &|shell, process| {
-        map_memory(shell, process, snapshot, content, host, &block, &object_place);
+        map_memory(
+            shell,
+            process,
+            snapshot,
+            content,
+            host,
+            &block,
+            &object_place,
+        );
     });
-    stage(&mut steps, "open files", &|shell, process| making.make(shell, process.pid));
-    stage(&mut steps, "take over terminals", &|shell, process| making.make_terminals(shell, process));
-    stage(&mut steps, "put descriptors in place", &|shell, process| making.place_all(shell, process, host));
-    stage(&mut steps, "watch descriptors", &|shell, process| epoll::register(shell, &making, process));
+    stage(&mut steps, "open files", &|shell, process| {
+        making.make(shell, process.pid);
+    });
+    stage(&mut steps, "take over terminals", &|shell, process| {
+        making.make_terminals(shell, process);
+    });
+    stage(&mut steps, "put descriptors in place", &|shell, process| {
+        making.place_all(shell, process, host);
+    });
+    stage(&mut steps, "watch descriptors", &|shell, process| {
+        epoll::register(shell, &making, process);
+    });
     steps.push(Step::Fill);
     stage(&mut steps, "finish memory", &|shell, process| {
-        finish_memory(shell, process, snapshot, content, outer..outer + ours as u32);
+        finish_memory(
+            shell,
+            process,
+            snapshot,
+            content,
+            outer..outer + ours as u32,
+        );
     });
     for process in &processes {
         for thread in process.threads.iter().skip(1) {
-            steps.push(Step::Thread { pid: process.pid, tid: thread.tid });
+            steps.push(Step::Thread {
+                pid: process.pid,
+                tid: thread.tid,
+            });
         }
     }
     for process in snapshot.processes.iter().filter(|p| !alive(p)) {
-        steps.push(Step::Zombie { pid: process.pid, wait_status: process.wait_status });
+        steps.push(Step::Zombie {
+            pid: process.pid,
+            wait_status: process.wait_status,
+        });
     }
-    stage(&mut steps, "set the state of the process", &|shell, process| process_state(shell, process, host));
+    stage(
+        &mut steps,
+        "set the state of the process",
+        &|shell, process| process_state(shell, process, host),
+    );
     for process in &processes {
         for thread in &process.threads {
             let online = snapshot.host.as_ref().map_or(0, |h| h.cpus);
             let program = thread_state(process, thread, host, online);
-            steps.push(Step::Run { pid: process.pid, tid: thread.tid, what: "set the state of the thread", program });
+            steps.push(Step::Run {
+                pid: process.pid,
+                tid: thread.tid,
+                what: "set the state of the thread",
+                program,
+            });
         }
     }
     for regular in cut {
         steps.push(Step::CutBack { regular });
     }
-    stage(&mut steps, "queue signals and start timers", &|shell, process| {
-        let program = &mut shell.program;
-        signals::drain(program);
-        signals::queue(program, process.pid, 0, &process.pending, &process.posix_timers);
-        let pending = || process.pending.iter().chain(process.threads.iter().flat_map(|thread| &thread.pending));
-        let is_pending = |timer: &_| pending().any(|info| signals::is_from(info, timer));
-        timers::arm(program, &process.interval_timers, &process.posix_timers, &is_pending);
-    });
+    stage(
+        &mut steps,
+        "queue signals and start timers",
+        &|shell, process| {
+            let program = &mut shell.program;
+            signals::drain(program);
+            signals::queue(
+                program,
+                process.pid,
+                0,
+                &process.pending,
+                &process.posix_timers,
+            );
+            let pending = || {
+                process
+                    .pending
+                    .iter()
+                    .chain(process.threads.iter().flat_map(|thread| &thread.pending))
+            };
+            let is_pending = |timer: &_| pending().any(|info| signals::is_from(info, timer));
+            timers::arm(
+                program,
+                &process.interval_timers,
+                &process.posix_timers,
+                &is_pending,
+            );
+        },
+    );
     steps.push(Step::LetGo);
-    Ok(Plan { steps, namespace, terminals: terminals_taken, block, objects, host: host.clone(), outer })
+    Ok(Plan {
+        steps,
+        namespace,
+        terminals: terminals_taken,
+        block,
+        objects,
+        host: host.clone(),
+        outer,
+    })
 }
 
 fn refusal(pid: u32, what: &str, why: &str, advice: &str) -> Refusal {
-    Refusal { pid, what: what.to_owned(), why: why.to_owned(), advice: advice.to_owned() }
+    Refusal {
+        pid,
+        what: what.to_owned(),
+        why: why.to_owned(),
+        advice: advice.to_owned(),
+    }
 }
 
 fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let job = snapshot.host.clone().unwrap_or_default();
     if job.arch != host.record.arch {
-        let why = format!("it was taken on {}, this host is {}", job.arch, host.record.arch);
-        refusals.push(refusal(snapshot.root, "its machine code", &why, "restore on a host of that architecture"));
+        let why = format!(
+            "it was taken on {}, this host is {}",
+            job.arch, host.record.arch
+        );
+        refusals.push(refusal(
+            snapshot.root,
+            "its machine code",
+            &why,
+            "restore on a host of that architecture",
+        ));
     }
     let missing = cpu::missing(&job, &host.record);
     if !missing.is_empty() {
         let why = format!("this CPU lacks {}", missing.join(", "));
         let advice = format!("restore on a host with a CPU like that of {}", job.hostname);
-        refusals.push(refusal(snapshot.root, "the CPU features it was started with", &why, &advice));
+        refusals.push(refusal(
+            snapshot.root,
+            "the CPU features it was started with",
+            &why,
+            &advice,
+        ));
     }
     for process in &snapshot.processes {
         for limit in &process.limits {
-            let ours = host.limits.iter().find(|ours| ours.resource == limit.resource);
+            let ours = host
+                .limits
+                .iter()
+                .find(|ours| ours.resource == limit.resource);
             if ours.is_some_and(|ours| limit.hard > ours.hard) && !host.may_raise_limits() {
-                let why = format!("its hard limit ({}) is above ours, and we may not raise it", limit.hard);
+                let why = format!(
+                    "its hard limit ({}) is above ours, and we may not raise it",
+                    limit.hard
+                );
                 let what = limits::name(limit.resource);
-                refusals.push(refusal(process.pid, what, &why, "raise the limit (ulimit -H) before restoring, or grant CAP_SYS_RESOURCE"));
+                refusals.push(refusal(
+                    process.pid,
+                    what,
+                    &why,
+                    "raise the limit (ulimit -H) before restoring, or grant CAP_SYS_RESOURCE",
+                ));
             }
         }
     }
@@ -323,13 +493,19 @@ fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
 fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
     let mut bad = Vec::new();
     let mut say = |pid: u32, what: &str| {
-        bad.push(refusal(pid, what, "the image contradicts itself", "take another checkpoint (`ckptd list`)"));
+        bad.push(refusal(
+            pid,
+            what,
+            "the image contradicts itself",
+            "take another checkpoint (`ckptd list`)",
+        ));
     };
     let mut pids = BTreeSet::new();
     for process in &snapshot.processes {
         let pid = process.pid;
         let ids = process.threads.iter().map(|t| t.tid);
-        if pid == 0 || pid >= tree::HELPERS || process.threads.first().is_none_or(|t| t.tid != pid) {
+        if pid == 0 || pid >= tree::HELPERS || process.threads.first().is_none_or(|t| t.tid != pid)
+        {
             say(pid, "its threads");
         }
         if ids.filter(|id| !pids.insert(*id)).count() > 0 {
@@ -347,25 +523,52 @@ fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
         };
         let page = PAGE_SIZE as u64;
         let bounds = memory.mappings.iter().all(|m| {
-            m.start < m.end && m.end <= 1 << 47 && m.start.is_multiple_of(page) && m.end.is_multiple_of(page)
+            m.start < m.end
+                && m.end <= 1 << 47
+                && m.start.is_multiple_of(page)
+                && m.end.is_multiple_of(page)
         });
-        let apart = memory.mappings.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        let apart = memory
+            .mappings
+            .windows(2)
+            .all(|pair| pair[0].end <= pair[1].start);
         if !bounds || !apart || memory.layout.is_none() {
             say(pid, "its mappings");
         }
-        let file = |id: u32| snapshot.files.get((id as usize).wrapping_sub(1)).is_some_and(|f| f.id == id && f.kind.is_some());
+        let file = |id: u32| {
+            snapshot
+                .files
+                .get((id as usize).wrapping_sub(1))
+                .is_some_and(|f| f.id == id && f.kind.is_some())
+        };
         let mapped = |m: &Mapping| match m.kind() {
             Kind::FilePrivate | Kind::FileShared => file(m.file),
-            Kind::AnonymousShared => snapshot.shared.iter().any(|s| s.id == m.file && s.size < 1 << 47),
+            Kind::AnonymousShared => snapshot
+                .shared
+                .iter()
+                .any(|s| s.id == m.file && s.size < 1 << 47),
             _ => true,
         };
-        if !memory.mappings.iter().all(mapped) || !process.descriptors.iter().all(|d| file(d.file) && d.fd < 1 << 24) {
+        if !memory.mappings.iter().all(mapped)
+            || !process
+                .descriptors
+                .iter()
+                .all(|d| file(d.file) && d.fd < 1 << 24)
+        {
             say(pid, "its files");
         }
-        if process.descriptors.windows(2).any(|pair| pair[0].fd >= pair[1].fd) {
+        if process
+            .descriptors
+            .windows(2)
+            .any(|pair| pair[0].fd >= pair[1].fd)
+        {
             say(pid, "its descriptors");
         }
-        if process.threads.iter().any(|t| remote::sys::registers_from_bytes(&t.registers).is_none()) {
+        if process
+            .threads
+            .iter()
+            .any(|t| remote::sys::registers_from_bytes(&t.registers).is_none())
+        {
             say(pid, "its registers");
         }
     }
@@ -376,11 +579,17 @@ fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
 }
 
 /// Looks at all regular files; gives those to be cut back.
-fn check_files(snapshot: &Snapshot, policy: FilesPolicy, refusals: &mut Vec<Refusal>) -> Vec<Regular> {
+fn check_files(
+    snapshot: &Snapshot,
+    policy: FilesPolicy,
+    refusals: &mut Vec<Refusal>,
+) -> Vec<Regular> {
     use regular::Changed;
     let mut cut: Vec<Regular> = Vec::new();
     for file in &snapshot.files {
-        let Some(FileKind::Regular(regular)) = &file.kind else { continue };
+        let Some(FileKind::Regular(regular)) = &file.kind else {
+            continue;
+        };
         // Files of /proc and the like have no size of their own.
         if regular.path.starts_with("/proc/") || regular.path.starts_with("/sys/") {
             continue;
@@ -390,24 +599,54 @@ fn check_files(snapshot: &Snapshot, policy: FilesPolicy, refusals: &mut Vec<Refu
         match regular::changed(regular) {
             None => {}
             Some(Changed::Missing(error)) => {
-                refusals.push(refusal(snapshot.root, path, &format!("it cannot be found: {error}"), "put the file back in its place"));
+                refusals.push(refusal(
+                    snapshot.root,
+                    path,
+                    &format!("it cannot be found: {error}"),
+                    "put the file back in its place",
+                ));
             }
             Some(Changed::Text) => {
                 let why = "it is another executable or library than at the checkpoint (build id or size differ)";
-                refusals.push(refusal(snapshot.root, path, why, "put back the version the job was running"));
+                refusals.push(refusal(
+                    snapshot.root,
+                    path,
+                    why,
+                    "put back the version the job was running",
+                ));
             }
-            Some(Changed::Shorter(size)) if policy == FilesPolicy::Fail || (written && policy != FilesPolicy::Keep) => {
-                let why = format!("it has {size} bytes, {} fewer than at the checkpoint", regular.size - size);
-                refusals.push(refusal(snapshot.root, path, &why, "put back the file as it was, or restore with --files keep"));
+            Some(Changed::Shorter(size))
+                if policy == FilesPolicy::Fail || (written && policy != FilesPolicy::Keep) =>
+            {
+                let why = format!(
+                    "it has {size} bytes, {} fewer than at the checkpoint",
+                    regular.size - size
+                );
+                refusals.push(refusal(
+                    snapshot.root,
+                    path,
+                    &why,
+                    "put back the file as it was, or restore with --files keep",
+                ));
             }
             Some(Changed::Longer(size)) if policy == FilesPolicy::Fail => {
-                let why = format!("it has {size} bytes, {} more than at the checkpoint", size - regular.size);
-                refusals.push(refusal(snapshot.root, path, &why, "restore with --files truncate or keep"));
+                let why = format!(
+                    "it has {size} bytes, {} more than at the checkpoint",
+                    size - regular.size
+                );
+                refusals.push(refusal(
+                    snapshot.root,
+                    path,
+                    &why,
+                    "restore with --files truncate or keep",
+                ));
             }
-            Some(Changed::Longer(_)) if policy == FilesPolicy::Truncate && written => {
-                if !cut.iter().any(|other| other.path == regular.path) {
-                    cut.push(regular.clone());
-                }
+            Some(Changed::Longer(_))
+                if policy == FilesPolicy::Truncate
+                    && written
+                    && !cut.iter().any(|other| other.path == regular.path) =>
+            {
+                cut.push(regular.clone());
             }
             Some(_) => {}
         }
@@ -415,13 +654,25 @@ fn check_files(snapshot: &Snapshot, policy: FilesPolicy, refusals: &mut Vec<Refu
     cut
 }
 
-fn ids_taken(snapshot: &Snapshot, tree: &[tree::Step], host: &Host, taken: &dyn Fn(u32) -> bool) -> bool {
-    let threads = snapshot.processes.iter().flat_map(|p| p.threads.iter().map(|t| t.tid));
+fn ids_taken(
+    snapshot: &Snapshot,
+    tree: &[tree::Step],
+    host: &Host,
+    taken: &dyn Fn(u32) -> bool,
+) -> bool {
+    let threads = snapshot
+        .processes
+        .iter()
+        .flat_map(|p| p.threads.iter().map(|t| t.tid));
     let ghosts = tree.iter().filter_map(|step| match step {
-        tree::Step::Spawn { pid } | tree::Step::Fork { pid, .. } if *pid < tree::HELPERS => Some(*pid),
+        tree::Step::Spawn { pid } | tree::Step::Fork { pid, .. } if *pid < tree::HELPERS => {
+            Some(*pid)
+        }
         _ => None,
     });
-    threads.chain(ghosts).any(|id| id >= host.pid_max || taken(id))
+    threads
+        .chain(ghosts)
+        .any(|id| id >= host.pid_max || taken(id))
 }
 
 /// Finds addresses that no process of the job uses.
@@ -433,9 +684,21 @@ fn find_block(snapshot: &Snapshot, host: &Host) -> Option<Block> {
         .flat_map(|m| m.mappings.iter().map(|m| (m.start, m.end)))
         .collect();
     used.sort_unstable();
-    let threads = snapshot.processes.iter().map(|p| p.threads.len()).max().unwrap_or(1) - 1;
+    let threads = snapshot
+        .processes
+        .iter()
+        .map(|p| p.threads.len())
+        .max()
+        .unwrap_or(1)
+        - 1;
     let vdso: u64 = host.vdso_pieces.iter().map(|(length, _)| length).sum();
-    let mut block = Block { leader: LEADER_ROOM, thread: THREAD_ROOM, threads, vdso, ..Default::default() };
+    let mut block = Block {
+        leader: LEADER_ROOM,
+        thread: THREAD_ROOM,
+        threads,
+        vdso,
+        ..Default::default()
+    };
     let largest = snapshot.shared.iter().map(|s| s.size).max().unwrap_or(0);
     // Shared memory may be mapped by huge pages.
     let spare = (largest.max(vdso) + (1 << 30)).next_multiple_of(1 << 21);
@@ -457,7 +720,11 @@ fn find_block(snapshot: &Snapshot, host: &Host) -> Option<Block> {
 
 /// The lowest run of so many descriptors that no process of the job uses.
 fn free_descriptors(processes: &[&Process], count: u32) -> u32 {
-    let used: BTreeSet<u32> = processes.iter().flat_map(|p| p.descriptors.iter().map(|d| d.fd)).chain(0..3).collect();
+    let used: BTreeSet<u32> = processes
+        .iter()
+        .flat_map(|p| p.descriptors.iter().map(|d| d.fd))
+        .chain(0..3)
+        .collect();
     let mut free = 0;
     for fd in used {
         if fd - free >= count {
@@ -471,23 +738,51 @@ fn free_descriptors(processes: &[&Process], count: u32) -> u32 {
 fn maker_of_object(snapshot: &Snapshot, id: u32) -> Option<u32> {
     let maps = |process: &&Process| {
         let uses = |m: &Mapping| m.kind() == Kind::AnonymousShared && m.file == id;
-        process.memory.as_ref().is_some_and(|memory| memory.mappings.iter().any(uses))
+        process
+            .memory
+            .as_ref()
+            .is_some_and(|memory| memory.mappings.iter().any(uses))
     };
-    snapshot.processes.iter().find(maps).map(|process| process.pid)
+    snapshot
+        .processes
+        .iter()
+        .find(maps)
+        .map(|process| process.pid)
 }
 
 /// Shared anonymous memory has no name to open it by, but for the process that maps it: /proc/self/map_files.
 fn make_object(shell: &mut Shell, shared: &images::proto::SharedMemory, at: u64, place: u32) {
-    let mut flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+    let mut flags =
+        libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
     if shared.huge_page_size != 0 {
-        flags |= libc::MAP_HUGETLB | (shared.huge_page_size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
+        flags |= libc::MAP_HUGETLB
+            | (shared.huge_page_size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
     }
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let args = [at.into(), shared.size.into(), prot.into(), flags.into(), u64::MAX.into(), 0.into()];
-    shell.program.call(libc::SYS_mmap, &args, Expect::Exactly(at), format!("make {} bytes of shared memory", shared.size));
+    let args = [
+        at.into(),
+        shared.size.into(),
+        prot.into(),
+        flags.into(),
+        u64::MAX.into(),
+        0.into(),
+    ];
+    shell.program.call(
+        libc::SYS_mmap,
+        &args,
+        Expect::Exactly(at),
+        format!("make {} bytes of shared memory", shared.size),
+    );
     let end = at + shared.size.next_multiple_of(PAGE_SIZE as u64);
-    let fd = shell.open_path(&format!("/proc/self/map_files/{at:x}-{end:x}"), libc::O_RDWR as u32);
-    shell.program.must(libc::SYS_munmap, &[at.into(), (end - at).into()], "unmap it");
+    let fd = shell.open_path(
+        &format!("/proc/self/map_files/{at:x}-{end:x}"),
+        libc::O_RDWR as u32,
+    );
+    shell.program.must(
+        libc::SYS_munmap,
+        &[at.into(), (end - at).into()],
+        "unmap it",
+    );
     shell.rename(fd, place, true);
 }
 
@@ -502,39 +797,69 @@ fn map_memory(
     block: &Block,
     object_place: &dyn Fn(u32) -> u32,
 ) {
-    let Some(memory) = &process.memory else { return };
+    let Some(memory) = &process.memory else {
+        return;
+    };
     if process.thp_disabled {
-        let args = [PR_SET_THP_DISABLE.into(), 1.into(), 0.into(), 0.into(), 0.into()];
-        shell.program.must(libc::SYS_prctl, &args, "use no huge pages");
+        let args = [
+            PR_SET_THP_DISABLE.into(),
+            1.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ];
+        shell
+            .program
+            .must(libc::SYS_prctl, &args, "use no huge pages");
     }
     let recorded = snapshot.host.as_ref().map_or(&[][..], |host| &host.vdso);
-    vdso::place(&mut shell.program, memory, recorded, host, block.staging, block.spare);
+    vdso::place(
+        &mut shell.program,
+        memory,
+        recorded,
+        host,
+        block.staging,
+        block.spare,
+    );
     // One descriptor a file, whatever the number of its mappings.
     let mut open: BTreeMap<(bool, u32), u32> = BTreeMap::new();
     for mapping in &memory.mappings {
-        let filled = content.get(&memory.space).is_some_and(|content| content.within(mapping));
+        let filled = content
+            .get(&memory.space)
+            .is_some_and(|content| content.within(mapping));
         let fd = match mapping.kind() {
             Kind::Vdso | Kind::Vvar => continue,
             Kind::Anonymous => None,
-            Kind::FilePrivate | Kind::FileShared => Some(*open.entry((true, mapping.file)).or_insert_with(|| {
-                let file = &snapshot.files[mapping.file as usize - 1];
-                let path = match &file.kind {
-                    Some(FileKind::Regular(regular)) => regular.path.as_str(),
-                    _ => "",
-                };
-                shell.open_path(path, file.flags & libc::O_ACCMODE as u32)
-            })),
+            Kind::FilePrivate | Kind::FileShared => {
+                Some(*open.entry((true, mapping.file)).or_insert_with(|| {
+                    let file = &snapshot.files[mapping.file as usize - 1];
+                    let path = match &file.kind {
+                        Some(FileKind::Regular(regular)) => regular.path.as_str(),
+                        _ => "",
+                    };
+                    shell.open_path(path, file.flags & libc::O_ACCMODE as u32)
+                }))
+            }
             Kind::AnonymousShared => {
                 let maker = maker_of_object(snapshot, mapping.file).unwrap_or(0);
                 if maker == process.pid {
                     Some(object_place(mapping.file))
                 } else {
                     let place = object_place(mapping.file);
-                    Some(*open.entry((false, mapping.file)).or_insert_with(|| shell.fetch(maker, place)))
+                    Some(
+                        *open
+                            .entry((false, mapping.file))
+                            .or_insert_with(|| shell.fetch(maker, place)),
+                    )
                 }
             }
         };
-        maps::map(&mut shell.program, mapping, fd, filled && matches!(mapping.kind(), Kind::Anonymous | Kind::FilePrivate));
+        maps::map(
+            &mut shell.program,
+            mapping,
+            fd,
+            filled && matches!(mapping.kind(), Kind::Anonymous | Kind::FilePrivate),
+        );
     }
     for fd in open.into_values() {
         shell.close(fd);
@@ -548,16 +873,24 @@ fn finish_memory(
     content: &BTreeMap<u64, Content>,
     ours: std::ops::Range<u32>,
 ) {
-    let Some(memory) = &process.memory else { return };
+    let Some(memory) = &process.memory else {
+        return;
+    };
     for mapping in &memory.mappings {
-        let filled = content.get(&memory.space).is_some_and(|content| content.within(mapping));
+        let filled = content
+            .get(&memory.space)
+            .is_some_and(|content| content.within(mapping));
         let private = matches!(mapping.kind(), Kind::Anonymous | Kind::FilePrivate);
         if !matches!(mapping.kind(), Kind::Vdso | Kind::Vvar) {
             maps::finish(&mut shell.program, mapping, filled && private);
         }
     }
     let args = [ours.start.into(), (ours.end - 1).into(), 0.into()];
-    shell.program.must(libc::SYS_close_range, &args, "close the descriptors used for building");
+    shell.program.must(
+        libc::SYS_close_range,
+        &args,
+        "close the descriptors used for building",
+    );
     if let Some(layout) = &memory.layout {
         let exe = snapshot.files.get((layout.exe as usize).wrapping_sub(1));
         if let Some(FileKind::Regular(regular)) = exe.and_then(|exe| exe.kind.as_ref()) {
@@ -576,7 +909,11 @@ fn work_in(program: &mut Program, cwd: &str, root: &str) {
     program.must(libc::SYS_chdir, &[name.into()], format!("change to {cwd}"));
     if root != "/" {
         let name = program.string(root);
-        program.must(libc::SYS_chroot, &[name.into()], format!("make {root} the root"));
+        program.must(
+            libc::SYS_chroot,
+            &[name.into()],
+            format!("make {root} the root"),
+        );
     }
 }
 
@@ -596,7 +933,11 @@ fn process_state(shell: &mut Shell, process: &Process, host: &Host) {
         let fd = shell.open_path("/proc/self/oom_score_adj", libc::O_WRONLY as u32);
         let text = process.oom_score_adj.to_string();
         let blob = shell.program.bytes(text.as_bytes());
-        shell.program.must(libc::SYS_write, &[fd.into(), blob.into(), text.len().into()], "set oom_score_adj");
+        shell.program.must(
+            libc::SYS_write,
+            &[fd.into(), blob.into(), text.len().into()],
+            "set oom_score_adj",
+        );
         shell.close(fd);
     }
     let program = &mut shell.program;
@@ -614,15 +955,27 @@ fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) ->
     let label = format!("be called {}", String::from_utf8_lossy(&thread.name));
     let name = program.bytes([&thread.name[..], &[0]].concat());
     program.must(libc::SYS_prctl, &[PR_SET_NAME.into(), name.into()], label);
-    program.try_call(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()], "set clear_child_tid");
+    program.try_call(
+        libc::SYS_set_tid_address,
+        &[thread.clear_child_tid.into()],
+        "set clear_child_tid",
+    );
     if let Some(place) = &thread.place {
-        program.must(libc::SYS_unshare, &[libc::CLONE_FS.into()], "have a working directory of its own");
+        program.must(
+            libc::SYS_unshare,
+            &[libc::CLONE_FS.into()],
+            "have a working directory of its own",
+        );
         work_in(&mut program, &place.cwd, &place.root);
         program.try_call(libc::SYS_umask, &[place.umask.into()], "set the umask");
     }
     if thread.robust_list != 0 {
         let args = [thread.robust_list.into(), thread.robust_list_len.into()];
-        program.must(libc::SYS_set_robust_list, &args, "register the robust futex list");
+        program.must(
+            libc::SYS_set_robust_list,
+            &args,
+            "register the robust futex list",
+        );
     }
     cpu::set_rseq(&mut program, thread);
     signals::set_altstack(&mut program, thread);
@@ -630,20 +983,45 @@ fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) ->
         scheduling::set(&mut program, wanted, &host.scheduling, online);
     }
     if thread.timer_slack != 0 {
-        prctl(&mut program, PR_SET_TIMERSLACK, thread.timer_slack, "set the timer slack");
+        prctl(
+            &mut program,
+            PR_SET_TIMERSLACK,
+            thread.timer_slack,
+            "set the timer slack",
+        );
     }
-    program.try_call(libc::SYS_personality, &[thread.personality.into()], "set the personality");
-    signals::queue(&mut program, process.pid, thread.tid, &thread.pending, &process.posix_timers);
+    program.try_call(
+        libc::SYS_personality,
+        &[thread.personality.into()],
+        "set the personality",
+    );
+    signals::queue(
+        &mut program,
+        process.pid,
+        thread.tid,
+        &thread.pending,
+        &process.posix_timers,
+    );
     if let Some(wanted) = &thread.credentials {
         // What `assume_files` changed counts as ours for the comparison; it only ever takes away.
         identity::assume(&mut program, wanted, &host.credentials);
     }
     // Changing ids resets these two.
     if thread.tid == process.pid && process.dumpable <= 1 {
-        prctl(&mut program, PR_SET_DUMPABLE, u64::from(process.dumpable), "set dumpable");
+        prctl(
+            &mut program,
+            PR_SET_DUMPABLE,
+            u64::from(process.dumpable),
+            "set dumpable",
+        );
     }
     if thread.parent_death_signal != 0 {
-        prctl(&mut program, PR_SET_PDEATHSIG, u64::from(thread.parent_death_signal), "set the parent-death signal");
+        prctl(
+            &mut program,
+            PR_SET_PDEATHSIG,
+            u64::from(thread.parent_death_signal),
+            "set the parent-death signal",
+        );
     }
     program
 }

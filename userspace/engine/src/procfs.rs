@@ -10,11 +10,16 @@ pub(crate) struct Status(HashMap<String, String>);
 impl Status {
     pub(crate) fn read(tid: u32) -> io::Result<Self> {
         // Names may be any bytes.
-        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{tid}/status"))?)))
+        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(
+            format!("/proc/{tid}/status"),
+        )?)))
     }
 
     pub(crate) fn parse(text: &str) -> Self {
-        let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
+        let field = |line: &str| {
+            line.split_once(':')
+                .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        };
         Self(text.lines().filter_map(field).collect())
     }
 
@@ -23,12 +28,19 @@ impl Status {
     }
 
     pub(crate) fn numbers(&self, name: &str) -> Vec<u32> {
-        self.text(name).split_whitespace().filter_map(|n| n.parse().ok()).collect()
+        self.text(name)
+            .split_whitespace()
+            .filter_map(|n| n.parse().ok())
+            .collect()
     }
 
     /// The first number of a field; 0 where it is missing.
     pub(crate) fn number(&self, name: &str) -> u32 {
-        self.text(name).split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
+        self.text(name)
+            .split_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0)
     }
 
     pub(crate) fn hex(&self, name: &str) -> u64 {
@@ -56,14 +68,20 @@ pub(crate) struct Stat(Vec<i64>);
 
 impl Stat {
     pub(crate) fn read(pid: u32) -> io::Result<Self> {
-        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat"))?)))
+        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(
+            format!("/proc/{pid}/stat"),
+        )?)))
     }
 
     fn parse(text: &str) -> Self {
         // The command may hold spaces and parentheses; what follows the last one does not.
         let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
         // The fields are signed and unsigned longs; both fit an i64's 64 bits.
-        let number = |n: &str| n.parse::<i64>().or_else(|_| n.parse::<u64>().map(|n| n as i64)).unwrap_or(0);
+        let number = |n: &str| {
+            n.parse::<i64>()
+                .or_else(|_| n.parse::<u64>().map(|n| n as i64))
+                .unwrap_or(0)
+        };
         Self(rest.split_whitespace().map(number).collect())
     }
 
@@ -79,15 +97,26 @@ pub(crate) fn threads(pid: u32) -> Vec<u32> {
 
 /// Children of a process, whichever thread made them.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
-    let of = |tid: &u32| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+    let of = |tid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default()
+    };
     let lists: Vec<String> = threads(pid).iter().map(of).collect();
-    lists.iter().flat_map(|list| list.split_whitespace()).filter_map(|n| n.parse().ok()).collect()
+    lists
+        .iter()
+        .flat_map(|list| list.split_whitespace())
+        .filter_map(|n| n.parse().ok())
+        .collect()
 }
 
 /// The entries of a directory whose names are numbers, in order.
 pub(crate) fn numbered(directory: &str) -> Vec<u32> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let mut all: Vec<u32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut all: Vec<u32> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect();
     all.sort_unstable();
     all
 }
@@ -111,8 +140,16 @@ mod tests {
 
     #[test]
     fn status_fields() {
-        let status = Status::parse("Name:\ta b\nState:\tT (stopped)\nUmask:\t0022\nSigCgt:\t0000000180000002\nNSpid:\t99\t7\n");
-        assert_eq!((status.text("Name"), status.state(), status.octal("Umask")), ("a b", 'T', 0o22));
-        assert_eq!((status.hex("SigCgt"), status.inner("NSpid")), (0x1_8000_0002, 7));
+        let status = Status::parse(
+            "Name:\ta b\nState:\tT (stopped)\nUmask:\t0022\nSigCgt:\t0000000180000002\nNSpid:\t99\t7\n",
+        );
+        assert_eq!(
+            (status.text("Name"), status.state(), status.octal("Umask")),
+            ("a b", 'T', 0o22)
+        );
+        assert_eq!(
+            (status.hex("SigCgt"), status.inner("NSpid")),
+            (0x1_8000_0002, 7)
+        );
     }
 }

@@ -15,15 +15,24 @@ use remote::{Arg, Expect, Program, RunError, Running, Stop, Stopped, Waited, liv
 use crate::files::{outer, regular};
 use crate::pages::{self, Area, Target};
 use crate::plan::{Plan, Step};
-use crate::{RestoreError, RestoreOptions, Rebuilt, maps, tree, vdso, waits};
+use crate::{Rebuilt, RestoreError, RestoreOptions, maps, tree, vdso, waits};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
 ///
 /// # Errors
 /// Any; nothing of the job is left then.
-pub fn rebuild(checkpoint: &Checkpoint, plan: &Plan, options: &RestoreOptions<'_>) -> Result<Rebuilt, RestoreError> {
-    let mut builder = Builder { plan, snapshot: checkpoint.snapshot(), tasks: BTreeMap::new(), init: None };
+pub fn rebuild(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    options: &RestoreOptions<'_>,
+) -> Result<Rebuilt, RestoreError> {
+    let mut builder = Builder {
+        plan,
+        snapshot: checkpoint.snapshot(),
+        tasks: BTreeMap::new(),
+        init: None,
+    };
     match builder.build(checkpoint, options) {
         Ok(rebuilt) => Ok(rebuilt),
         Err(error) => {
@@ -68,18 +77,31 @@ fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> RestoreError {
 
 fn broke(who: &str, error: RunError) -> RestoreError {
     match error {
-        RunError::Call { label, source, .. } => RestoreError::System { doing: format!("{who}: {label}"), source },
-        RunError::System { doing, source, .. } => RestoreError::System { doing: format!("{who}: {doing}"), source },
+        RunError::Call { label, source, .. } => RestoreError::System {
+            doing: format!("{who}: {label}"),
+            source,
+        },
+        RunError::System { doing, source, .. } => RestoreError::System {
+            doing: format!("{who}: {doing}"),
+            source,
+        },
         RunError::Gone(_) => RestoreError::System {
             doing: who.to_owned(),
             source: io::Error::other("it ended while it was being built"),
         },
-        other => RestoreError::System { doing: format!("{who}: {other}"), source: io::Error::other("not as planned") },
+        other => RestoreError::System {
+            doing: format!("{who}: {other}"),
+            source: io::Error::other("not as planned"),
+        },
     }
 }
 
 impl Builder<'_> {
-    fn build(&mut self, checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Rebuilt, RestoreError> {
+    fn build(
+        &mut self,
+        checkpoint: &Checkpoint,
+        options: &RestoreOptions<'_>,
+    ) -> Result<Rebuilt, RestoreError> {
         raise_open_files();
         options.progress.phase("processes");
         if self.plan.namespace {
@@ -88,7 +110,9 @@ impl Builder<'_> {
         for step in &self.plan.steps {
             match step {
                 Step::Tree(step) => self.tree(step)?,
-                Step::Run { tid, what, program, .. } => self.run(*tid, what, program)?,
+                Step::Run {
+                    tid, what, program, ..
+                } => self.run(*tid, what, program)?,
                 Step::Thread { pid, tid } => self.thread(*pid, *tid)?,
                 Step::Fill => {
                     options.progress.phase("pages");
@@ -97,71 +121,157 @@ impl Builder<'_> {
                 }
                 Step::Zombie { pid, wait_status } => self.zombie(*pid, *wait_status)?,
                 Step::CutBack { regular } => {
-                    regular::cut_back(regular).map_err(failed(format!("cutting {} back to its size at the checkpoint", regular.path)))?;
+                    regular::cut_back(regular).map_err(failed(format!(
+                        "cutting {} back to its size at the checkpoint",
+                        regular.path
+                    )))?;
                 }
                 Step::LetGo => {}
             }
         }
         let init = self.init_outer();
-        let root = self.tasks.get(&self.snapshot.root).map_or(0, |task| task.outer as u32);
+        let root = self
+            .tasks
+            .get(&self.snapshot.root)
+            .map_or(0, |task| task.outer as u32);
         self.let_go(options)?;
         Ok(Rebuilt { root, init })
     }
 
     fn init_outer(&self) -> Option<u32> {
-        self.init.and_then(|init| self.tasks.get(&init)).map(|task| task.outer as u32)
+        self.init
+            .and_then(|init| self.tasks.get(&init))
+            .map(|task| task.outer as u32)
     }
 
     /// A seed with the stub, the vdso out of the way, and nothing else mapped.
     fn seed(&mut self, number: u32, birth: &Birth, ids: (i32, i32)) -> Result<(), RestoreError> {
         let block = &self.plan.block;
-        let who = if number == INIT { "the init of the job's namespace".to_owned() } else { format!("process {number}") };
+        let who = if number == INIT {
+            "the init of the job's namespace".to_owned()
+        } else {
+            format!("process {number}")
+        };
         let task = seed::spawn(birth).map_err(failed(format!("making {who}")))?;
         let outer = task.tid();
-        let (task, mut slot) =
-            seed::equip(task, block.base, block.length(), ids).map_err(|error| broke(&who, error))?;
+        let (task, mut slot) = seed::equip(task, block.base, block.length(), ids)
+            .map_err(|error| broke(&who, error))?;
         slot.length = block.leader - 4096;
         let path = format!("/proc/{outer}/maps");
         let text = std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))?;
         let areas = maps::parse(&text);
-        let first = areas.iter().find(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
+        let first = areas
+            .iter()
+            .find(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
         let mut program = Program::new();
         if let Some(first) = first {
-            vdso::move_pieces(&mut program, &self.plan.host.vdso_pieces, first.start, block.staging);
+            vdso::move_pieces(
+                &mut program,
+                &self.plan.host.vdso_pieces,
+                first.start,
+                block.staging,
+            );
         }
         let (low, high) = (block.base, block.staging + block.vdso);
-        program.must(libc::SYS_munmap, &[BOTTOM.into(), (low - BOTTOM).into()], "unmap everything below");
-        program.must(libc::SYS_munmap, &[high.into(), (TOP - high).into()], "unmap everything above");
+        program.must(
+            libc::SYS_munmap,
+            &[BOTTOM.into(), (low - BOTTOM).into()],
+            "unmap everything below",
+        );
+        program.must(
+            libc::SYS_munmap,
+            &[high.into(), (TOP - high).into()],
+            "unmap everything above",
+        );
         if birth.keep_stdio {
             for fd in 0..3u32 {
                 let to = self.plan.outer + fd;
-                program.call(libc::SYS_dup3, &[fd.into(), to.into(), 0.into()], Expect::Exactly(u64::from(to)), "keep a standard descriptor");
+                program.call(
+                    libc::SYS_dup3,
+                    &[fd.into(), to.into(), 0.into()],
+                    Expect::Exactly(u64::from(to)),
+                    "keep a standard descriptor",
+                );
                 program.must(libc::SYS_close, &[fd.into()], "close it");
             }
         }
-        self.tasks.insert(number, Task { task: Some(task), slot, pid: number, outer, entered: None });
+        self.tasks.insert(
+            number,
+            Task {
+                task: Some(task),
+                slot,
+                pid: number,
+                outer,
+                entered: None,
+            },
+        );
         self.run(number, "an empty address space", &program)
     }
 
     /// The first process of a new pid namespace, with a /proc of its own.
     fn make_init(&mut self) -> Result<(), RestoreError> {
         self.init = Some(INIT);
-        self.seed(INIT, &Birth { ids: Vec::new(), namespace: true, keep_stdio: true }, (1, 1))?;
+        self.seed(
+            INIT,
+            &Birth {
+                ids: Vec::new(),
+                namespace: true,
+                keep_stdio: true,
+            },
+            (1, 1),
+        )?;
         let mut program = Program::new();
-        let (none, slash, proc, target) =
-            (program.string("none"), program.string("/"), program.string("proc"), program.string("/proc"));
-        let private = (libc::MS_REC | libc::MS_PRIVATE) as u64;
-        program.must(libc::SYS_mount, &[none.into(), slash.into(), 0.into(), private.into(), 0.into()], "keep mounts to ourselves");
+        let (none, slash, proc, target) = (
+            program.string("none"),
+            program.string("/"),
+            program.string("proc"),
+            program.string("/proc"),
+        );
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        program.must(
+            libc::SYS_mount,
+            &[
+                none.into(),
+                slash.into(),
+                0.into(),
+                private.into(),
+                0.into(),
+            ],
+            "keep mounts to ourselves",
+        );
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        program.must(libc::SYS_mount, &[proc.into(), target.into(), proc.into(), flags.into(), 0.into()], "mount its own /proc");
+        program.must(
+            libc::SYS_mount,
+            &[
+                proc.into(),
+                target.into(),
+                proc.into(),
+                flags.into(),
+                0.into(),
+            ],
+            "mount its own /proc",
+        );
         if self.plan.terminals {
             let (devpts, pts) = (program.string("devpts"), program.string("/dev/pts"));
-            let (ptmx, multiplexer) = (program.string("/dev/pts/ptmx"), program.string("/dev/ptmx"));
+            let (ptmx, multiplexer) =
+                (program.string("/dev/pts/ptmx"), program.string("/dev/ptmx"));
             let options = program.string("newinstance,ptmxmode=0666,mode=620,gid=5");
             let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
-            let args = [devpts.into(), pts.into(), devpts.into(), flags.into(), options.into()];
+            let args = [
+                devpts.into(),
+                pts.into(),
+                devpts.into(),
+                flags.into(),
+                options.into(),
+            ];
             program.must(libc::SYS_mount, &args, "mount its own /dev/pts");
-            let args = [ptmx.into(), multiplexer.into(), 0.into(), libc::MS_BIND.into(), 0.into()];
+            let args = [
+                ptmx.into(),
+                multiplexer.into(),
+                0.into(),
+                libc::MS_BIND.into(),
+                0.into(),
+            ];
             program.must(libc::SYS_mount, &args, "make /dev/ptmx lead there");
         }
         self.run(INIT, "a namespace", &program)
@@ -174,15 +284,33 @@ impl Builder<'_> {
             program
         };
         match *step {
-            tree::Step::Spawn { pid } if self.plan.namespace => self.fork(INIT, pid, libc::SIGCHLD as u32),
+            tree::Step::Spawn { pid } if self.plan.namespace => {
+                self.fork(INIT, pid, libc::SIGCHLD as u32)
+            }
             tree::Step::Spawn { pid } => {
-                let birth = Birth { ids: vec![pid as i32], namespace: false, keep_stdio: true };
+                let birth = Birth {
+                    ids: vec![pid as i32],
+                    namespace: false,
+                    keep_stdio: true,
+                };
                 self.seed(pid, &birth, (pid as i32, pid as i32))
             }
-            tree::Step::Fork { parent, pid, exit_signal } => self.fork(parent, pid, exit_signal),
-            tree::Step::NewSession { pid } => self.run(pid, "lead a session", &simple(libc::SYS_setsid, &[], "setsid")),
+            tree::Step::Fork {
+                parent,
+                pid,
+                exit_signal,
+            } => self.fork(parent, pid, exit_signal),
+            tree::Step::NewSession { pid } => self.run(
+                pid,
+                "lead a session",
+                &simple(libc::SYS_setsid, &[], "setsid"),
+            ),
             tree::Step::JoinGroup { pid, group } => {
-                let program = simple(libc::SYS_setpgid, &[0.into(), group.into()], &format!("join process group {group}"));
+                let program = simple(
+                    libc::SYS_setpgid,
+                    &[0.into(), group.into()],
+                    &format!("join process group {group}"),
+                );
                 self.run(pid, "process group", &program)
             }
             tree::Step::Adopt { pid } => {
@@ -194,13 +322,29 @@ impl Builder<'_> {
                 self.exit(pid, 0)?;
                 if reaped_by == 0 {
                     // Ours, or the new init's.
-                    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(outer), Some(nix::sys::wait::WaitPidFlag::__WALL | nix::sys::wait::WaitPidFlag::WNOHANG));
+                    let _ = nix::sys::wait::waitpid(
+                        nix::unistd::Pid::from_raw(outer),
+                        Some(
+                            nix::sys::wait::WaitPidFlag::__WALL
+                                | nix::sys::wait::WaitPidFlag::WNOHANG,
+                        ),
+                    );
                     return Ok(());
                 }
                 let mut program = Program::new();
                 let all = u64::MAX;
                 let options = libc::__WALL;
-                let args = [if pid >= tree::HELPERS { all } else { u64::from(pid) }.into(), 0.into(), options.into(), 0.into()];
+                let args = [
+                    if pid >= tree::HELPERS {
+                        all
+                    } else {
+                        u64::from(pid)
+                    }
+                    .into(),
+                    0.into(),
+                    options.into(),
+                    0.into(),
+                ];
                 program.must(libc::SYS_wait4, &args, "wait for it");
                 self.run(reaped_by, "helper", &program)
             }
@@ -211,50 +355,114 @@ impl Builder<'_> {
     fn fork(&mut self, parent: u32, pid: u32, exit_signal: u32) -> Result<(), RestoreError> {
         let any = pid >= tree::HELPERS;
         let mut program = Program::new();
-        let shares = self.snapshot.processes.iter().any(|process| process.pid == pid && process.shares_fs);
+        let shares = self
+            .snapshot
+            .processes
+            .iter()
+            .any(|process| process.pid == pid && process.shares_fs);
         let flags = if shares { libc::CLONE_FS as u64 } else { 0 };
-        clone3(&mut program, flags, u64::from(exit_signal), (!any).then_some(pid), &format!("fork {pid}"));
+        clone3(
+            &mut program,
+            flags,
+            u64::from(exit_signal),
+            (!any).then_some(pid),
+            &format!("fork {pid}"),
+        );
         let (outer, result) = self.run_making(parent, "fork", &program)?;
         let inner = if any { result as i32 } else { pid as i32 };
-        let slot = self.tasks.get(&parent).map(|task| task.slot).ok_or_else(|| missing(parent))?;
-        let slot = Slot { tgid: inner, tid: inner, ..slot };
+        let slot = self
+            .tasks
+            .get(&parent)
+            .map(|task| task.slot)
+            .ok_or_else(|| missing(parent))?;
+        let slot = Slot {
+            tgid: inner,
+            tid: inner,
+            ..slot
+        };
         let task = born(outer)?;
-        self.tasks.insert(pid, Task { task: Some(task), slot, pid, outer, entered: None });
+        self.tasks.insert(
+            pid,
+            Task {
+                task: Some(task),
+                slot,
+                pid,
+                outer,
+                entered: None,
+            },
+        );
         Ok(())
     }
 
     /// Starts a thread in the process of `pid`.
     fn thread(&mut self, pid: u32, tid: u32) -> Result<(), RestoreError> {
-        let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM;
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM;
         let mut program = Program::new();
-        clone3(&mut program, flags as u64, 0, Some(tid), &format!("start thread {tid}"));
+        clone3(
+            &mut program,
+            flags as u64,
+            0,
+            Some(tid),
+            &format!("start thread {tid}"),
+        );
         let (outer, _) = self.run_making(pid, "start a thread", &program)?;
         let nth = self.tasks.values().filter(|task| task.pid == pid).count() - 1;
         let block = &self.plan.block;
-        let slot = self.tasks.get(&pid).map(|task| task.slot).ok_or_else(|| missing(pid))?;
+        let slot = self
+            .tasks
+            .get(&pid)
+            .map(|task| task.slot)
+            .ok_or_else(|| missing(pid))?;
         let base = block.base + (block.leader + nth * block.thread) as u64;
-        let slot = Slot { base, length: block.thread, tgid: pid as i32, tid: tid as i32, ..slot };
+        let slot = Slot {
+            base,
+            length: block.thread,
+            tgid: pid as i32,
+            tid: tid as i32,
+            ..slot
+        };
         let task = born(outer)?;
-        self.tasks.insert(tid, Task { task: Some(task), slot, pid, outer, entered: None });
+        self.tasks.insert(
+            tid,
+            Task {
+                task: Some(task),
+                slot,
+                pid,
+                outer,
+                entered: None,
+            },
+        );
         Ok(())
     }
 
     fn run(&mut self, tid: u32, what: &str, program: &Program) -> Result<(), RestoreError> {
         let (task, slot) = self.take(tid)?;
-        let (task, _) = stub::run(slot, program, task, &mut |_| {}).map_err(|error| broke(&format!("{}: {what}", self.who(tid)), error))?;
+        let (task, _) = stub::run(slot, program, task, &mut |_| {})
+            .map_err(|error| broke(&format!("{}: {what}", self.who(tid)), error))?;
         self.put(tid, task);
         Ok(())
     }
 
     /// Runs a program whose only call makes a task; gives its id as we see it, and as the job does.
-    fn run_making(&mut self, tid: u32, what: &str, program: &Program) -> Result<(i32, u64), RestoreError> {
+    fn run_making(
+        &mut self,
+        tid: u32,
+        what: &str,
+        program: &Program,
+    ) -> Result<(i32, u64), RestoreError> {
         let (task, slot) = self.take(tid)?;
         let mut made = 0;
         let result = stub::run(slot, program, task, &mut |new| made = new as i32);
         if made != 0 && result.is_err() {
             let _ = sys::kill(made, libc::SIGKILL);
         }
-        let (task, outcome) = result.map_err(|error| broke(&format!("{}: {what}", self.who(tid)), error))?;
+        let (task, outcome) =
+            result.map_err(|error| broke(&format!("{}: {what}", self.who(tid)), error))?;
         self.put(tid, task);
         Ok((made, outcome.result(0).unwrap_or(0)))
     }
@@ -295,13 +503,23 @@ impl Builder<'_> {
 
     /// Ends a process the way it had ended.
     fn zombie(&mut self, pid: u32, wait_status: i32) -> Result<(), RestoreError> {
-        let name = self.snapshot.processes.iter().find(|p| p.pid == pid).and_then(|p| p.threads.first()).map(|t| t.name.clone());
+        let name = self
+            .snapshot
+            .processes
+            .iter()
+            .find(|p| p.pid == pid)
+            .and_then(|p| p.threads.first())
+            .map(|t| t.name.clone());
         let mut program = Program::new();
         let name = program.bytes([&name.unwrap_or_default()[..], &[0]].concat());
         program.must(libc::SYS_prctl, &[15.into(), name.into()], "take its name");
         // A core file was written the first time.
         let none = program.words(&[0, 0]);
-        program.must(libc::SYS_prlimit64, &[0.into(), libc::RLIMIT_CORE.into(), none.into(), 0.into()], "write no core file");
+        program.must(
+            libc::SYS_prlimit64,
+            &[0.into(), libc::RLIMIT_CORE.into(), none.into(), 0.into()],
+            "write no core file",
+        );
         self.run(pid, "end again", &program)?;
         let signal = libc::WTERMSIG(wait_status);
         if libc::WIFEXITED(wait_status) || !(1..=64).contains(&signal) {
@@ -309,31 +527,59 @@ impl Builder<'_> {
         }
         let (task, _) = self.take(pid)?;
         // It has stopped for a signal: another one, which must not be blocked, takes its place.
-        task.set_signal_mask(0).map_err(failed(format!("process {pid}: unblocking signals")))?;
-        let mut running = task.resume(signal).map_err(failed(format!("process {pid}: end by signal {signal}")))?;
+        task.set_signal_mask(0)
+            .map_err(failed(format!("process {pid}: unblocking signals")))?;
+        let mut running = task
+            .resume(signal)
+            .map_err(failed(format!("process {pid}: end by signal {signal}")))?;
         if signal == libc::SIGKILL {
             let _ = sys::kill(running.tid(), signal);
         }
         loop {
-            match running.wait().map_err(failed(format!("process {pid}: end by signal {signal}")))? {
+            match running
+                .wait()
+                .map_err(failed(format!("process {pid}: end by signal {signal}")))?
+            {
                 Waited::Gone => break,
-                Waited::Stopped(task) => running = task.resume(signal).map_err(failed(format!("process {pid}: resuming")))?,
+                Waited::Stopped(task) => {
+                    running = task
+                        .resume(signal)
+                        .map_err(failed(format!("process {pid}: resuming")))?;
+                }
             }
         }
         self.tasks.remove(&pid);
         Ok(())
     }
 
-    fn fill(&self, checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<(), RestoreError> {
+    fn fill(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &RestoreOptions<'_>,
+    ) -> Result<(), RestoreError> {
         let mut targets = Vec::new();
-        for process in self.snapshot.processes.iter().filter(|p| p.state() != State::Zombie) {
-            let (Some(memory), Some(task)) = (&process.memory, self.tasks.get(&process.pid)) else { continue };
+        for process in self
+            .snapshot
+            .processes
+            .iter()
+            .filter(|p| p.state() != State::Zombie)
+        {
+            let (Some(memory), Some(task)) = (&process.memory, self.tasks.get(&process.pid)) else {
+                continue;
+            };
             let area = |m: &images::proto::Mapping| {
                 let zero_matters = m.kind() == Kind::FilePrivate;
-                matches!(m.kind(), Kind::Anonymous | Kind::FilePrivate).then_some(Area { range: m.start..m.end, zero_matters })
+                matches!(m.kind(), Kind::Anonymous | Kind::FilePrivate).then_some(Area {
+                    range: m.start..m.end,
+                    zero_matters,
+                })
             };
             let areas = memory.mappings.iter().filter_map(area).collect();
-            targets.push(Target::Process { space: memory.space, pid: task.outer as u32, areas });
+            targets.push(Target::Process {
+                space: memory.space,
+                pid: task.outer as u32,
+                areas,
+            });
         }
         for &(maker, fd, space, size) in &self.plan.objects {
             let file = self.descriptor(maker, fd)?;
@@ -355,13 +601,20 @@ impl Builder<'_> {
         if self.init.is_some() {
             self.become_init(options)?;
         }
-        let alive: Vec<&Process> = self.snapshot.processes.iter().filter(|p| p.state() != State::Zombie).collect();
+        let alive: Vec<&Process> = self
+            .snapshot
+            .processes
+            .iter()
+            .filter(|p| p.state() != State::Zombie)
+            .collect();
         for process in &alive {
             for thread in &process.threads {
                 self.resume_wait(thread)?;
             }
             let (task, _) = self.take(process.pid)?;
-            let task = self.remove_stub(task).map_err(|error| broke(&self.who(process.pid), error))?;
+            let task = self
+                .remove_stub(task)
+                .map_err(|error| broke(&self.who(process.pid), error))?;
             self.put(process.pid, task);
             for thread in &process.threads {
                 self.set_thread(process, thread)?;
@@ -392,8 +645,12 @@ impl Builder<'_> {
 
     /// A thread caught in a restartable wait enters it again with the time that was left, so that the kernel knows how to go on.
     fn resume_wait(&mut self, thread: &Thread) -> Result<(), RestoreError> {
-        let Some(slot) = self.tasks.get(&thread.tid).map(|task| task.slot) else { return Ok(()) };
-        let Some((mut r, time)) = waits::entry(thread, slot.base) else { return Ok(()) };
+        let Some(slot) = self.tasks.get(&thread.tid).map(|task| task.slot) else {
+            return Ok(());
+        };
+        let Some((mut r, time)) = waits::entry(thread, slot.base) else {
+            return Ok(());
+        };
         let tid = thread.tid;
         let (task, _) = self.take(tid)?;
         let doing = || failed(format!("thread {tid}: entering its wait again"));
@@ -416,7 +673,10 @@ impl Builder<'_> {
 
     /// Some `syscall` instruction of the stub.
     fn syscall_address(&self) -> u64 {
-        let at = stub::code().windows(2).position(|bytes| bytes == [0x0f, 0x05]).unwrap_or(0);
+        let at = stub::code()
+            .windows(2)
+            .position(|bytes| bytes == [0x0f, 0x05])
+            .unwrap_or(0);
         self.plan.block.base + at as u64
     }
 
@@ -430,18 +690,29 @@ impl Builder<'_> {
 
     fn set_thread(&mut self, process: &Process, thread: &Thread) -> Result<(), RestoreError> {
         let who = self.who(thread.tid);
-        let task = self.tasks.get(&thread.tid).and_then(|task| task.task.as_ref()).ok_or_else(|| missing(thread.tid))?;
+        let task = self
+            .tasks
+            .get(&thread.tid)
+            .and_then(|task| task.task.as_ref())
+            .ok_or_else(|| missing(thread.tid))?;
         let _ = process;
         let entered = self.tasks.get(&thread.tid).and_then(|task| task.entered);
         let registers = waits::registers(thread, entered).ok_or_else(|| missing(thread.tid))?;
-        task.set_xstate(&thread.xstate).map_err(failed(format!("{who}: setting the xsave area")))?;
-        task.set_registers(&registers).map_err(failed(format!("{who}: setting registers")))?;
-        task.set_signal_mask(thread.blocked).map_err(failed(format!("{who}: setting the signal mask")))
+        task.set_xstate(&thread.xstate)
+            .map_err(failed(format!("{who}: setting the xsave area")))?;
+        task.set_registers(&registers)
+            .map_err(failed(format!("{who}: setting registers")))?;
+        task.set_signal_mask(thread.blocked)
+            .map_err(failed(format!("{who}: setting the signal mask")))
     }
 
     /// The init of the namespace becomes a program that waits for the job's processes.
     fn become_init(&mut self, options: &RestoreOptions<'_>) -> Result<(), RestoreError> {
-        let mut argv: Vec<String> = options.init.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let mut argv: Vec<String> = options
+            .init
+            .iter()
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .collect();
         argv.push(self.snapshot.root.to_string());
         let mut program = Program::new();
         let pointers: Vec<_> = argv.iter().map(|arg| program.string(arg)).collect();
@@ -451,13 +722,23 @@ impl Builder<'_> {
             program.point(array, 8 * nth, *pointer);
         }
         let none = program.words(&[0]);
-        program.must(libc::SYS_close_range, &[0.into(), u32::MAX.into(), 0.into()], "close everything");
-        program.must(libc::SYS_execve, &[path.into(), array.into(), none.into()], format!("run {}", argv[0]));
+        program.must(
+            libc::SYS_close_range,
+            &[0.into(), u32::MAX.into(), 0.into()],
+            "close everything",
+        );
+        program.must(
+            libc::SYS_execve,
+            &[path.into(), array.into(), none.into()],
+            format!("run {}", argv[0]),
+        );
         let (task, slot) = self.take(INIT)?;
         let mut run = stub::Run::new(slot, &program);
         let who = "the init of the job's namespace";
         let running = run.start(task).map_err(|error| broke(who, error))?;
-        let Ok(mut running) = running else { return Err(missing(INIT)) };
+        let Ok(mut running) = running else {
+            return Err(missing(INIT));
+        };
         loop {
             match running.wait().map_err(failed(who))? {
                 Waited::Gone => return Err(missing(INIT)),
@@ -467,7 +748,9 @@ impl Builder<'_> {
                     return Ok(());
                 }
                 Waited::Stopped(task) if matches!(task.stop(), Stop::Signal(_)) => {
-                    return Err(failed(format!("{who}: running {}", argv[0]))(io::Error::other("it could not be executed")));
+                    return Err(failed(format!("{who}: running {}", argv[0]))(
+                        io::Error::other("it could not be executed"),
+                    ));
                 }
                 Waited::Stopped(task) => running = task.resume(0).map_err(failed(who))?,
             }
@@ -490,7 +773,10 @@ impl Builder<'_> {
         }
         for task in self.tasks.values() {
             let pid = nix::unistd::Pid::from_raw(task.outer);
-            let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::__WALL | nix::sys::wait::WaitPidFlag::WNOHANG));
+            let _ = nix::sys::wait::waitpid(
+                pid,
+                Some(nix::sys::wait::WaitPidFlag::__WALL | nix::sys::wait::WaitPidFlag::WNOHANG),
+            );
         }
         self.tasks.clear();
     }
@@ -503,13 +789,18 @@ fn missing(tid: u32) -> RestoreError {
 /// A task that has just been made and attached with its parent: waits for its first stop.
 fn born(outer: i32) -> Result<Stopped, RestoreError> {
     if outer == 0 {
-        return Err(failed("making a task")(io::Error::other("it did not show up")));
+        return Err(failed("making a task")(io::Error::other(
+            "it did not show up",
+        )));
     }
     expect_stop(Running::attached(outer), outer as u32)
 }
 
 fn expect_stop(running: Running, tid: u32) -> Result<Stopped, RestoreError> {
-    match running.wait().map_err(failed(format!("waiting for task {tid}")))? {
+    match running
+        .wait()
+        .map_err(failed(format!("waiting for task {tid}")))?
+    {
         Waited::Stopped(task) => Ok(task),
         Waited::Gone => Err(missing(tid)),
     }
@@ -518,7 +809,19 @@ fn expect_stop(running: Running, tid: u32) -> Result<Stopped, RestoreError> {
 /// clone3(2) with the child's id chosen.
 fn clone3(program: &mut Program, flags: u64, exit_signal: u64, id: Option<u32>, label: &str) {
     let ids = program.bytes(id.unwrap_or(0).to_ne_bytes());
-    let args = program.words(&[flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, u64::from(id.is_some()), 0]);
+    let args = program.words(&[
+        flags,
+        0,
+        0,
+        0,
+        exit_signal,
+        0,
+        0,
+        0,
+        0,
+        u64::from(id.is_some()),
+        0,
+    ]);
     if id.is_some() {
         program.point(args, 64, ids);
     }

@@ -26,11 +26,18 @@ pub(crate) fn map_cpus(recorded: &[u32], online: u32, host: &[u32]) -> Vec<u32> 
     if recorded.len() >= online as usize || host.is_empty() {
         return host.to_vec();
     }
-    let there: Vec<u32> = recorded.iter().copied().filter(|cpu| host.contains(cpu)).collect();
+    let there: Vec<u32> = recorded
+        .iter()
+        .copied()
+        .filter(|cpu| host.contains(cpu))
+        .collect();
     if !there.is_empty() {
         return there;
     }
-    let mut others: Vec<u32> = recorded.iter().map(|cpu| host[*cpu as usize % host.len()]).collect();
+    let mut others: Vec<u32> = recorded
+        .iter()
+        .map(|cpu| host[*cpu as usize % host.len()])
+        .collect();
     others.sort_unstable();
     others.dedup();
     others
@@ -51,7 +58,11 @@ pub(crate) fn set(program: &mut Program, wanted: &Scheduling, ours: &Scheduling,
     // Before the affinity: SCHED_DEADLINE threads may not be bound to CPUs. EEVDF's slice in `runtime` is taken as it is.
     if attr(wanted) != attr(ours) {
         let new = program.bytes(attr(wanted).to_bytes());
-        program.must(libc::SYS_sched_setattr, &[0.into(), new.into(), 0.into()], "set the scheduling policy");
+        program.must(
+            libc::SYS_sched_setattr,
+            &[0.into(), new.into(), 0.into()],
+            "set the scheduling policy",
+        );
     }
     let cpus = map_cpus(&wanted.cpus, online, &ours.cpus);
     if cpus != ours.cpus && !cpus.is_empty() {
@@ -60,7 +71,11 @@ pub(crate) fn set(program: &mut Program, wanted: &Scheduling, ours: &Scheduling,
             mask[(cpu / 64) as usize] |= 1 << (cpu % 64);
         }
         let blob = program.words(&mask);
-        program.must(libc::SYS_sched_setaffinity, &[0.into(), 1024.into(), blob.into()], "set the allowed CPUs");
+        program.must(
+            libc::SYS_sched_setaffinity,
+            &[0.into(), 1024.into(), blob.into()],
+            "set the allowed CPUs",
+        );
     }
     if wanted.io_priority != ours.io_priority {
         let args = [1.into(), 0.into(), wanted.io_priority.into()];
@@ -75,7 +90,11 @@ mod tests {
     #[test]
     fn cpus_on_another_host() {
         assert_eq!(map_cpus(&[0, 1, 2, 3], 4, &[0, 1]), [0, 1], "all stay all");
-        assert_eq!(map_cpus(&[1, 3], 4, &[0, 1]), [1], "the same where they are");
+        assert_eq!(
+            map_cpus(&[1, 3], 4, &[0, 1]),
+            [1],
+            "the same where they are"
+        );
         assert_eq!(map_cpus(&[6, 7], 8, &[0, 1]), [0, 1], "as many others");
         assert_eq!(map_cpus(&[6], 8, &[0, 1]), [0]);
     }

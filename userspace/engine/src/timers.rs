@@ -16,14 +16,26 @@ pub(crate) struct Questions {
 pub(crate) fn ask(program: &mut Program, known: Vec<PosixTimer>) -> Questions {
     let interval = (0..3u32).map(|which| {
         let old = program.output(32);
-        program.must(libc::SYS_getitimer, &[which.into(), old.into()], "read an interval timer");
+        program.must(
+            libc::SYS_getitimer,
+            &[which.into(), old.into()],
+            "read an interval timer",
+        );
         (which, old)
     });
     let interval = interval.collect();
     let posix = known.into_iter().map(|timer| {
         let time = program.output(32);
-        program.must(libc::SYS_timer_gettime, &[timer.id.into(), time.into()], "read a POSIX timer");
-        let overrun = program.try_call(libc::SYS_timer_getoverrun, &[timer.id.into()], "read a timer's overrun");
+        program.must(
+            libc::SYS_timer_gettime,
+            &[timer.id.into(), time.into()],
+            "read a POSIX timer",
+        );
+        let overrun = program.try_call(
+            libc::SYS_timer_getoverrun,
+            &[timer.id.into()],
+            "read a timer's overrun",
+        );
         (timer, time, overrun)
     });
     let posix = posix.collect();
@@ -34,18 +46,26 @@ pub(crate) fn ask(program: &mut Program, known: Vec<PosixTimer>) -> Questions {
 pub(crate) fn parse(text: &str) -> Vec<PosixTimer> {
     let mut timers: Vec<PosixTimer> = Vec::new();
     for line in text.lines() {
-        let Some((name, value)) = line.split_once(':') else { continue };
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
         let value = value.trim();
         if name == "ID" {
-            timers.push(PosixTimer { id: value.parse().unwrap_or(-1), ..Default::default() });
+            timers.push(PosixTimer {
+                id: value.parse().unwrap_or(-1),
+                ..Default::default()
+            });
             continue;
         }
-        let Some(timer) = timers.last_mut() else { continue };
+        let Some(timer) = timers.last_mut() else {
+            continue;
+        };
         match name {
             "signal" => {
                 let (signal, pointer) = value.split_once('/').unwrap_or((value, "0"));
                 timer.signal = signal.parse().unwrap_or(0);
-                timer.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16).unwrap_or(0);
+                timer.value =
+                    u64::from_str_radix(pointer.trim_start_matches("0x"), 16).unwrap_or(0);
             }
             "notify" => {
                 // "signal/pid.123", "none/tid.124", ...
@@ -80,8 +100,15 @@ impl Questions {
     pub(crate) fn answers(self, outcome: &Outcome) -> (Vec<IntervalTimer>, Vec<PosixTimer>) {
         let interval = self.interval.iter().filter_map(|&(which, blob)| {
             let [interval_s, interval_us, left_s, left_us] = words(outcome.output(blob));
-            let (interval, remaining) = (interval_s * 1_000_000 + interval_us, left_s * 1_000_000 + left_us);
-            (remaining != 0).then_some(IntervalTimer { which, interval, remaining })
+            let (interval, remaining) = (
+                interval_s * 1_000_000 + interval_us,
+                left_s * 1_000_000 + left_us,
+            );
+            (remaining != 0).then_some(IntervalTimer {
+                which,
+                interval,
+                remaining,
+            })
         });
         let posix = self.posix.into_iter().map(|(mut timer, blob, overrun)| {
             let [interval_s, interval_ns, left_s, left_ns] = words(outcome.output(blob));
@@ -111,8 +138,17 @@ pub(crate) fn create(program: &mut Program, timers: &[PosixTimer], restore_ids: 
     for timer in timers {
         while !restore_ids && next < timer.id {
             let id = program.bytes((-1i32).to_ne_bytes());
-            program.must(libc::SYS_timer_create, &[0.into(), 0.into(), id.into()], "make a timer to skip its id");
-            program.call(libc::SYS_timer_delete, &[next.into()], Expect::Success, "delete it again");
+            program.must(
+                libc::SYS_timer_create,
+                &[0.into(), 0.into(), id.into()],
+                "make a timer to skip its id",
+            );
+            program.call(
+                libc::SYS_timer_delete,
+                &[next.into()],
+                Expect::Success,
+                "delete it again",
+            );
             next += 1;
         }
         // struct sigevent: value, signal, notify, tid.
@@ -124,7 +160,11 @@ pub(crate) fn create(program: &mut Program, timers: &[PosixTimer], restore_ids: 
         let event = program.bytes(event);
         let id = program.bytes(timer.id.to_ne_bytes());
         let args = [timer.clock.into(), event.into(), id.into()];
-        program.must(libc::SYS_timer_create, &args, format!("make timer {}", timer.id));
+        program.must(
+            libc::SYS_timer_create,
+            &args,
+            format!("make timer {}", timer.id),
+        );
         next = timer.id + 1;
     }
     if restore_ids {
@@ -143,14 +183,26 @@ pub(crate) fn arm(
     for timer in interval {
         let split = |us: u64| [us / 1_000_000, us % 1_000_000];
         let value = program.words(&[split(timer.interval), split(timer.remaining)].concat());
-        program.must(libc::SYS_setitimer, &[timer.which.into(), value.into(), 0.into()], "set an interval timer");
+        program.must(
+            libc::SYS_setitimer,
+            &[timer.which.into(), value.into(), 0.into()],
+            "set an interval timer",
+        );
     }
     for timer in posix.iter().filter(|timer| timer.remaining != 0) {
         let split = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
-        let remaining = if timer.interval != 0 && is_pending(timer) { 1 } else { timer.remaining };
+        let remaining = if timer.interval != 0 && is_pending(timer) {
+            1
+        } else {
+            timer.remaining
+        };
         let value = program.words(&[split(timer.interval), split(remaining)].concat());
         let args = [timer.id.into(), 0.into(), value.into(), 0.into()];
-        program.must(libc::SYS_timer_settime, &args, format!("set timer {}", timer.id));
+        program.must(
+            libc::SYS_timer_settime,
+            &args,
+            format!("set timer {}", timer.id),
+        );
     }
 }
 
@@ -160,9 +212,14 @@ mod tests {
 
     #[test]
     fn proc_timers() {
-        let timers = parse("ID: 3\nsignal: 0/0000000000000000\nnotify: none/pid.7\nClockID: 1\nID: 1\nsignal: 34/00007ffc12\nnotify: signal/tid.9\nClockID: 0\n");
+        let timers = parse(
+            "ID: 3\nsignal: 0/0000000000000000\nnotify: none/pid.7\nClockID: 1\nID: 1\nsignal: 34/00007ffc12\nnotify: signal/tid.9\nClockID: 0\n",
+        );
         assert_eq!(timers.len(), 2);
-        assert_eq!((timers[0].id, timers[0].signal, timers[0].value), (1, 34, 0x7f_fc12));
+        assert_eq!(
+            (timers[0].id, timers[0].signal, timers[0].value),
+            (1, 34, 0x7f_fc12)
+        );
         assert_eq!((timers[0].notify, timers[0].tid), (SIGEV_THREAD_ID, 9));
         assert_eq!((timers[1].notify, timers[1].clock), (libc::SIGEV_NONE, 1));
     }

@@ -19,7 +19,11 @@ pub(crate) enum Step {
     /// A new child of whoever adopts the job's orphans.
     Spawn { pid: u32 },
     /// A new child of a process of the job.
-    Fork { parent: u32, pid: u32, exit_signal: u32 },
+    Fork {
+        parent: u32,
+        pid: u32,
+        exit_signal: u32,
+    },
     /// Leads a new session from now on.
     NewSession { pid: u32 },
     /// Joins, or with `group` its own pid founds, a process group.
@@ -46,7 +50,10 @@ struct Planner<'a> {
 /// All processes of a job, parents first (zombies that nobody in the job waits for left out).
 pub(crate) fn plan(processes: &[Process]) -> Result<Vec<Step>, Vec<Refusal>> {
     let mut planner = Planner {
-        all: processes.iter().map(|process| (process.pid, process)).collect(),
+        all: processes
+            .iter()
+            .map(|process| (process.pid, process))
+            .collect(),
         steps: Vec::new(),
         made: BTreeSet::new(),
         ghosts: Vec::new(),
@@ -54,8 +61,10 @@ pub(crate) fn plan(processes: &[Process]) -> Result<Vec<Step>, Vec<Refusal>> {
         refusals: Vec::new(),
     };
     // Processes directly below the adopter that begin sessions come first: others may be forked from them.
-    let (orphans, rest): (Vec<&Process>, Vec<&Process>) = processes.iter().partition(|p| p.ppid == 0);
-    let (own, borrowed): (Vec<&Process>, Vec<&Process>) = orphans.iter().partition(|p| p.sid == 0 || p.sid == p.pid);
+    let (orphans, rest): (Vec<&Process>, Vec<&Process>) =
+        processes.iter().partition(|p| p.ppid == 0);
+    let (own, borrowed): (Vec<&Process>, Vec<&Process>) =
+        orphans.iter().partition(|p| p.sid == 0 || p.sid == p.pid);
     for process in own {
         planner.steps.push(Step::Spawn { pid: process.pid });
         planner.made.insert(process.pid);
@@ -63,14 +72,21 @@ pub(crate) fn plan(processes: &[Process]) -> Result<Vec<Step>, Vec<Refusal>> {
     }
     for process in borrowed.into_iter().chain(rest) {
         if !planner.made.contains(&process.pid) {
-            planner.from_session(process);
+            planner.orphan_in_session(process);
         }
     }
     planner.groups(processes);
     for ghost in std::mem::take(&mut planner.ghosts) {
-        planner.steps.push(Step::End { pid: ghost, reaped_by: 0 });
+        planner.steps.push(Step::End {
+            pid: ghost,
+            reaped_by: 0,
+        });
     }
-    if planner.refusals.is_empty() { Ok(planner.steps) } else { Err(planner.refusals) }
+    if planner.refusals.is_empty() {
+        Ok(planner.steps)
+    } else {
+        Err(planner.refusals)
+    }
 }
 
 /// Whether a process may hold children at all.
@@ -84,12 +100,18 @@ impl Planner<'_> {
         if process.child_subreaper {
             self.steps.push(Step::Adopt { pid: process.pid });
         }
-        let children: Vec<&Process> = self.all.values().copied().filter(|c| c.ppid == process.pid).collect();
+        let children: Vec<&Process> = self
+            .all
+            .values()
+            .copied()
+            .filter(|c| c.ppid == process.pid)
+            .collect();
         let leads = process.sid == process.pid;
         let now = if leads { process.pid } else { born };
         // A child that leads its own session may have been born into either.
-        let (before, after): (Vec<&Process>, Vec<&Process>) =
-            children.iter().partition(|c| leads && self.birth(c) == Some(born) && born != now);
+        let (before, after): (Vec<&Process>, Vec<&Process>) = children
+            .iter()
+            .partition(|c| leads && self.birth(c) == Some(born) && born != now);
         for child in before {
             self.fork(process.pid, child, born);
         }
@@ -108,12 +130,18 @@ impl Planner<'_> {
         if process.sid != process.pid {
             return Some(process.sid);
         }
-        let other = |child: &&&Process| child.ppid == process.pid && child.sid != process.pid && child.sid != child.pid;
+        let other = |child: &&&Process| {
+            child.ppid == process.pid && child.sid != process.pid && child.sid != child.pid
+        };
         self.all.values().find(other).map(|child| child.sid)
     }
 
     fn fork(&mut self, parent: u32, child: &Process, session: u32) {
-        self.steps.push(Step::Fork { parent, pid: child.pid, exit_signal: child.exit_signal });
+        self.steps.push(Step::Fork {
+            parent,
+            pid: child.pid,
+            exit_signal: child.exit_signal,
+        });
         self.made.insert(child.pid);
         if alive(child) {
             self.grow(child, session);
@@ -123,14 +151,18 @@ impl Planner<'_> {
     }
 
     /// A process in a session of the job that its parent is not in: born of a helper of the session's leader, orphaned, and adopted.
-    fn from_session(&mut self, process: &Process) {
+    fn orphan_in_session(&mut self, process: &Process) {
         let adopter = self.all.get(&process.ppid);
-        if self.made.contains(&process.pid) || adopter.is_some_and(|adopter| !adopter.child_subreaper) {
+        if self.made.contains(&process.pid)
+            || adopter.is_some_and(|adopter| !adopter.child_subreaper)
+        {
             self.refusals.push(Refusal {
                 pid: process.pid,
                 what: format!("its session {}", process.sid),
                 why: "its parent was never in that session and cannot have forked it".to_owned(),
-                advice: "this order of sessions cannot be made again; start the process with setsid".to_owned(),
+                advice:
+                    "this order of sessions cannot be made again; start the process with setsid"
+                        .to_owned(),
             });
             return;
         }
@@ -148,10 +180,21 @@ impl Planner<'_> {
         }
         let helper = self.helpers;
         self.helpers += 1;
-        self.steps.push(Step::Fork { parent: leader, pid: helper, exit_signal: 0 });
-        self.steps.push(Step::Fork { parent: helper, pid: process.pid, exit_signal: process.exit_signal });
+        self.steps.push(Step::Fork {
+            parent: leader,
+            pid: helper,
+            exit_signal: 0,
+        });
+        self.steps.push(Step::Fork {
+            parent: helper,
+            pid: process.pid,
+            exit_signal: process.exit_signal,
+        });
         self.made.insert(process.pid);
-        self.steps.push(Step::End { pid: helper, reaped_by: leader });
+        self.steps.push(Step::End {
+            pid: helper,
+            reaped_by: leader,
+        });
         if alive(process) {
             self.grow(process, leader);
         }
@@ -165,21 +208,55 @@ impl Planner<'_> {
             founded.insert(process.pid);
         }
         founded.extend(self.ghosts.iter().copied());
-        for process in processes.iter().filter(in_group).filter(|p| p.pgid == p.pid) {
-            self.steps.push(Step::JoinGroup { pid: process.pid, group: process.pid });
+        for process in processes
+            .iter()
+            .filter(in_group)
+            .filter(|p| p.pgid == p.pid)
+        {
+            self.steps.push(Step::JoinGroup {
+                pid: process.pid,
+                group: process.pid,
+            });
             founded.insert(process.pid);
         }
-        for process in processes.iter().filter(in_group).filter(|p| p.pgid != p.pid) {
+        for process in processes
+            .iter()
+            .filter(in_group)
+            .filter(|p| p.pgid != p.pid)
+        {
             if founded.insert(process.pgid) {
-                self.steps.push(Step::Fork { parent: process.pid, pid: process.pgid, exit_signal: 0 });
-                self.steps.push(Step::JoinGroup { pid: process.pgid, group: process.pgid });
-                let members: Vec<u32> = processes.iter().filter(|p| p.pgid == process.pgid).map(|p| p.pid).collect();
+                self.steps.push(Step::Fork {
+                    parent: process.pid,
+                    pid: process.pgid,
+                    exit_signal: 0,
+                });
+                self.steps.push(Step::JoinGroup {
+                    pid: process.pgid,
+                    group: process.pgid,
+                });
+                let members: Vec<u32> = processes
+                    .iter()
+                    .filter(|p| p.pgid == process.pgid)
+                    .map(|p| p.pid)
+                    .collect();
                 for member in members {
-                    self.steps.push(Step::JoinGroup { pid: member, group: process.pgid });
+                    self.steps.push(Step::JoinGroup {
+                        pid: member,
+                        group: process.pgid,
+                    });
                 }
-                self.steps.push(Step::End { pid: process.pgid, reaped_by: process.pid });
-            } else if !self.steps.contains(&Step::JoinGroup { pid: process.pid, group: process.pgid }) {
-                self.steps.push(Step::JoinGroup { pid: process.pid, group: process.pgid });
+                self.steps.push(Step::End {
+                    pid: process.pgid,
+                    reaped_by: process.pid,
+                });
+            } else if !self.steps.contains(&Step::JoinGroup {
+                pid: process.pid,
+                group: process.pgid,
+            }) {
+                self.steps.push(Step::JoinGroup {
+                    pid: process.pid,
+                    group: process.pgid,
+                });
             }
         }
     }
@@ -190,18 +267,38 @@ mod tests {
     use super::*;
 
     fn process(pid: u32, ppid: u32, pgid: u32, sid: u32) -> Process {
-        Process { pid, ppid, pgid, sid, exit_signal: 17, ..Default::default() }
+        Process {
+            pid,
+            ppid,
+            pgid,
+            sid,
+            exit_signal: 17,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn plain_children() {
-        let steps = plan(&[process(10, 0, 0, 0), process(11, 10, 0, 0), process(12, 11, 12, 0)]).unwrap();
+        let steps = plan(&[
+            process(10, 0, 0, 0),
+            process(11, 10, 0, 0),
+            process(12, 11, 12, 0),
+        ])
+        .unwrap();
         assert_eq!(
             steps,
             [
                 Step::Spawn { pid: 10 },
-                Step::Fork { parent: 10, pid: 11, exit_signal: 17 },
-                Step::Fork { parent: 11, pid: 12, exit_signal: 17 },
+                Step::Fork {
+                    parent: 10,
+                    pid: 11,
+                    exit_signal: 17
+                },
+                Step::Fork {
+                    parent: 11,
+                    pid: 12,
+                    exit_signal: 17
+                },
                 Step::JoinGroup { pid: 12, group: 12 },
             ]
         );
@@ -210,10 +307,21 @@ mod tests {
     #[test]
     fn child_born_before_setsid() {
         // 11 leads a session; its child 12 is still in the old one, its child 13 in the new.
-        let all = [process(10, 0, 0, 0), process(11, 10, 11, 11), process(12, 11, 0, 0), process(13, 11, 11, 11)];
+        let all = [
+            process(10, 0, 0, 0),
+            process(11, 10, 11, 11),
+            process(12, 11, 0, 0),
+            process(13, 11, 11, 11),
+        ];
         let steps = plan(&all).unwrap();
         let at = |wanted: &Step| steps.iter().position(|step| step == wanted).unwrap();
-        let fork = |pid| at(&Step::Fork { parent: 11, pid, exit_signal: 17 });
+        let fork = |pid| {
+            at(&Step::Fork {
+                parent: 11,
+                pid,
+                exit_signal: 17,
+            })
+        };
         let session = at(&Step::NewSession { pid: 11 });
         assert!(fork(12) < session && session < fork(13));
     }
@@ -226,32 +334,92 @@ mod tests {
             [
                 Step::Spawn { pid: 19 },
                 Step::NewSession { pid: 19 },
-                Step::Fork { parent: 19, pid: 20, exit_signal: 17 },
+                Step::Fork {
+                    parent: 19,
+                    pid: 20,
+                    exit_signal: 17
+                },
                 Step::JoinGroup { pid: 20, group: 19 },
-                Step::End { pid: 19, reaped_by: 0 },
+                Step::End {
+                    pid: 19,
+                    reaped_by: 0
+                },
             ]
         );
     }
 
     #[test]
     fn group_whose_leader_is_gone() {
-        let steps = plan(&[process(10, 0, 0, 0), process(12, 10, 11, 0), process(13, 10, 11, 0)]).unwrap();
-        let ghost = steps.iter().position(|s| *s == Step::Fork { parent: 12, pid: 11, exit_signal: 0 }).unwrap();
+        let steps = plan(&[
+            process(10, 0, 0, 0),
+            process(12, 10, 11, 0),
+            process(13, 10, 11, 0),
+        ])
+        .unwrap();
+        let ghost = steps
+            .iter()
+            .position(|s| {
+                *s == Step::Fork {
+                    parent: 12,
+                    pid: 11,
+                    exit_signal: 0,
+                }
+            })
+            .unwrap();
         assert_eq!(steps[ghost + 1], Step::JoinGroup { pid: 11, group: 11 });
-        assert_eq!(steps.last(), Some(&Step::End { pid: 11, reaped_by: 12 }));
-        assert_eq!(steps.iter().filter(|s| matches!(s, Step::JoinGroup { group: 11, .. })).count(), 3);
+        assert_eq!(
+            steps.last(),
+            Some(&Step::End {
+                pid: 11,
+                reaped_by: 12
+            })
+        );
+        assert_eq!(
+            steps
+                .iter()
+                .filter(|s| matches!(s, Step::JoinGroup { group: 11, .. }))
+                .count(),
+            3
+        );
     }
 
     #[test]
     fn orphan_in_a_living_session() {
         let steps = plan(&[process(10, 0, 10, 10), process(12, 0, 10, 10)]).unwrap();
-        assert_eq!(steps[2], Step::Fork { parent: 10, pid: HELPERS, exit_signal: 0 });
-        assert_eq!(steps[3], Step::Fork { parent: HELPERS, pid: 12, exit_signal: 17 });
-        assert_eq!(steps[4], Step::End { pid: HELPERS, reaped_by: 10 });
+        assert_eq!(
+            steps[2],
+            Step::Fork {
+                parent: 10,
+                pid: HELPERS,
+                exit_signal: 0
+            }
+        );
+        assert_eq!(
+            steps[3],
+            Step::Fork {
+                parent: HELPERS,
+                pid: 12,
+                exit_signal: 17
+            }
+        );
+        assert_eq!(
+            steps[4],
+            Step::End {
+                pid: HELPERS,
+                reaped_by: 10
+            }
+        );
     }
 
     #[test]
     fn impossible_session_is_refused() {
-        assert!(plan(&[process(10, 0, 10, 10), process(11, 0, 11, 11), process(12, 11, 10, 10)]).is_err());
+        assert!(
+            plan(&[
+                process(10, 0, 10, 10),
+                process(11, 0, 11, 11),
+                process(12, 11, 10, 10)
+            ])
+            .is_err()
+        );
     }
 }

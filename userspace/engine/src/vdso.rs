@@ -23,7 +23,11 @@ pub(crate) fn place(
     let wanted: Vec<&Mapping> = space.mappings.iter().filter(is).collect();
     let total: u64 = host.vdso_pieces.iter().map(|(length, _)| length).sum();
     let Some(first) = wanted.first() else {
-        program.must(libc::SYS_munmap, &[staging.into(), total.into()], "remove the vdso");
+        program.must(
+            libc::SYS_munmap,
+            &[staging.into(), total.into()],
+            "remove the vdso",
+        );
         return;
     };
     if recorded == host.record.vdso && same_layout(&wanted, &host.vdso_pieces) {
@@ -31,14 +35,33 @@ pub(crate) fn place(
         return;
     }
     move_pieces(program, &host.vdso_pieces, staging, room);
-    let Some(old) = wanted.iter().find(|m| m.kind() == Kind::Vdso) else { return };
-    let before: u64 = host.vdso_pieces.iter().take_while(|(_, vdso)| !vdso).map(|(length, _)| length).sum();
+    let Some(old) = wanted.iter().find(|m| m.kind() == Kind::Vdso) else {
+        return;
+    };
+    let before: u64 = host
+        .vdso_pieces
+        .iter()
+        .take_while(|(_, vdso)| !vdso)
+        .map(|(length, _)| length)
+        .sum();
     let code = stand_in(recorded, &host.record.vdso, room + before);
     let length = old.end - old.start;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let args = [old.start.into(), length.into(), prot.into(), flags.into(), u64::MAX.into(), 0.into()];
-    program.call(libc::SYS_mmap, &args, Expect::Exactly(old.start), "map the old vdso");
+    let args = [
+        old.start.into(),
+        length.into(),
+        prot.into(),
+        flags.into(),
+        u64::MAX.into(),
+        0.into(),
+    ];
+    program.call(
+        libc::SYS_mmap,
+        &args,
+        Expect::Exactly(old.start),
+        "map the old vdso",
+    );
     // Copied by the kernel, from the program's own data: a pipe of one's own is the shortest way without other code.
     for (nth, piece) in code.chunks(4096).enumerate() {
         let data = program.bytes(piece.to_vec());
@@ -46,17 +69,35 @@ pub(crate) fn place(
         program.point(local, 0, data);
         let remote = program.words(&[old.start + 4096 * nth as u64, piece.len() as u64]);
         let pid = program.try_call(libc::SYS_getpid, &[], "own pid");
-        let args = [remote::Arg::Result(pid), local.into(), 1.into(), remote.into(), 1.into(), 0.into()];
+        let args = [
+            remote::Arg::Result(pid),
+            local.into(),
+            1.into(),
+            remote.into(),
+            1.into(),
+            0.into(),
+        ];
         let expect = Expect::Exactly(piece.len() as u64);
-        program.call(libc::SYS_process_vm_writev, &args, expect, "write the old vdso");
+        program.call(
+            libc::SYS_process_vm_writev,
+            &args,
+            expect,
+            "write the old vdso",
+        );
     }
     let prot = libc::PROT_READ | libc::PROT_EXEC;
-    program.must(libc::SYS_mprotect, &[old.start.into(), length.into(), prot.into()], "protect the old vdso");
+    program.must(
+        libc::SYS_mprotect,
+        &[old.start.into(), length.into(), prot.into()],
+        "protect the old vdso",
+    );
 }
 
 fn same_layout(wanted: &[&Mapping], pieces: &[(u64, bool)]) -> bool {
     let contiguous = wanted.windows(2).all(|pair| pair[0].end == pair[1].start);
-    let shape = wanted.iter().map(|m| (m.end - m.start, m.kind() == Kind::Vdso));
+    let shape = wanted
+        .iter()
+        .map(|m| (m.end - m.start, m.kind() == Kind::Vdso));
     contiguous && shape.eq(pieces.iter().copied())
 }
 
@@ -65,8 +106,19 @@ pub(crate) fn move_pieces(program: &mut Program, pieces: &[(u64, bool)], from: u
     let mut offset = 0;
     for (length, _) in pieces {
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        let args = [(from + offset).into(), (*length).into(), (*length).into(), flags.into(), (to + offset).into()];
-        program.call(libc::SYS_mremap, &args, Expect::Exactly(to + offset), "move the vdso");
+        let args = [
+            (from + offset).into(),
+            (*length).into(),
+            (*length).into(),
+            flags.into(),
+            (to + offset).into(),
+        ];
+        program.call(
+            libc::SYS_mremap,
+            &args,
+            Expect::Exactly(to + offset),
+            "move the vdso",
+        );
         offset += length;
     }
 }
@@ -76,7 +128,9 @@ fn stand_in(old: &[u8], new: &[u8], base: u64) -> Vec<u8> {
     let mut code = old.to_vec();
     let targets = symbols(new);
     for (name, offset) in symbols(old) {
-        let Some(target) = targets.get(&name) else { continue };
+        let Some(target) = targets.get(&name) else {
+            continue;
+        };
         let mut jump = vec![0x48, 0xb8];
         jump.extend((base + target).to_le_bytes());
         jump.extend([0xff, 0xe0]);
@@ -91,7 +145,9 @@ fn stand_in(old: &[u8], new: &[u8], base: u64) -> Vec<u8> {
 fn symbols(image: &[u8]) -> HashMap<String, u64> {
     let word = |at: u64| -> Option<u64> {
         let at = usize::try_from(at).ok()?;
-        Some(u64::from_le_bytes(image.get(at..at.checked_add(8)?)?.try_into().ok()?))
+        Some(u64::from_le_bytes(
+            image.get(at..at.checked_add(8)?)?.try_into().ok()?,
+        ))
     };
     let half = |at: u64| word(at).map(|w| w as u32);
     let mut found = HashMap::new();
@@ -103,7 +159,9 @@ fn symbols(image: &[u8]) -> HashMap<String, u64> {
             dynamic = word(header + 8);
         }
     }
-    let Some(mut entry) = dynamic else { return found };
+    let Some(mut entry) = dynamic else {
+        return found;
+    };
     let (mut strings, mut table, mut hash) = (0, 0, 0);
     while let (Some(tag), Some(value)) = (word(entry), word(entry + 8)) {
         match tag {
@@ -116,13 +174,22 @@ fn symbols(image: &[u8]) -> HashMap<String, u64> {
         entry += 16;
     }
     // The symbol table has no length of its own: DT_HASH has it, else it ends where the strings begin.
-    let count = if hash != 0 { half(hash + 4).unwrap_or(0) } else { (strings.saturating_sub(table) / 24) as u32 };
+    let count = if hash != 0 {
+        half(hash + 4).unwrap_or(0)
+    } else {
+        (strings.saturating_sub(table) / 24) as u32
+    };
     for nth in 1..u64::from(count.min(256)) {
         let symbol = table + nth * 24;
-        let (Some(name), Some(value)) = (half(symbol), word(symbol + 8)) else { break };
+        let (Some(name), Some(value)) = (half(symbol), word(symbol + 8)) else {
+            break;
+        };
         let kind = image.get(symbol as usize + 4).map_or(0, |info| info & 0xf);
         let start = (strings + u64::from(name)) as usize;
-        let text = image.get(start..).and_then(|rest| rest.split(|&b| b == 0).next()).unwrap_or_default();
+        let text = image
+            .get(start..)
+            .and_then(|rest| rest.split(|&b| b == 0).next())
+            .unwrap_or_default();
         if kind == 2 && value != 0 {
             found.insert(String::from_utf8_lossy(text).into_owned(), value);
         }

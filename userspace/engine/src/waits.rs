@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use images::proto::{Remaining, Thread};
 use remote::live::State;
-use remote::task::Registers;
 use remote::sys;
+use remote::task::Registers;
 
 use crate::procfs::Stat;
 
@@ -19,7 +19,12 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 const FUTEX_COMMAND: u64 = 0x7f;
 
 /// Calls that the kernel continues by a restart block (kernel/time/hrtimer.c, fs/select.c, kernel/futex/waitwake.c).
-const RESTARTABLE: [i64; 4] = [libc::SYS_poll, libc::SYS_nanosleep, libc::SYS_futex, libc::SYS_clock_nanosleep];
+const RESTARTABLE: [i64; 4] = [
+    libc::SYS_poll,
+    libc::SYS_nanosleep,
+    libc::SYS_futex,
+    libc::SYS_clock_nanosleep,
+];
 
 /// When a thread that waits in one of these calls fell asleep, by CLOCK_MONOTONIC in ns. To be asked before it is stopped.
 pub(crate) fn asleep_since(tid: u32, clocks: &mut Clocks) -> Option<u64> {
@@ -35,7 +40,9 @@ pub(crate) fn asleep_since(tid: u32, clocks: &mut Clocks) -> Option<u64> {
 /// `se.exec_start` of /proc/TID/sched: when the thread last began or stopped running, in ms of the scheduler's clock.
 fn exec_start(tid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{tid}/sched")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("se.exec_start"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("se.exec_start"))?;
     let (ms, fraction) = line.trim_start_matches([' ', ':']).split_once('.')?;
     Some(ms.parse::<u64>().ok()? * 1_000_000 + fraction.trim().parse::<u64>().ok()?)
 }
@@ -73,15 +80,25 @@ pub(crate) fn remaining(tid: u32, state: &State, since: Option<u64>) -> Option<R
     if r.rax as i64 != ERESTART_RESTARTBLOCK || (r.orig_rax as i64) < 0 {
         return None;
     }
-    let nr = if r.orig_rax as i64 == libc::SYS_restart_syscall { original_call(tid, r.rip)? } else { r.orig_rax as i64 };
+    let nr = if r.orig_rax as i64 == libc::SYS_restart_syscall {
+        original_call(tid, r.rip)?
+    } else {
+        r.orig_rax as i64
+    };
     let time = |address: u64| {
         let mut time = [0u8; 16];
         (address != 0).then_some(())?;
         sys::read_memory(tid as i32, address, &mut time).ok()?;
         let word = |at: usize| u64::from_ne_bytes(time[at..at + 8].try_into().unwrap_or_default());
-        Some(word(0).saturating_mul(1_000_000_000).saturating_add(word(8)))
+        Some(
+            word(0)
+                .saturating_mul(1_000_000_000)
+                .saturating_add(word(8)),
+        )
     };
-    let slept = since.map_or(0, |since| sys::clock(libc::CLOCK_MONOTONIC).saturating_sub(since));
+    let slept = since.map_or(0, |since| {
+        sys::clock(libc::CLOCK_MONOTONIC).saturating_sub(since)
+    });
     let less = |timeout: u64| timeout.saturating_sub(slept).max(1);
     let left = match nr {
         libc::SYS_nanosleep => time(r.rsi).or_else(|| time(r.rdi).map(less)),
@@ -90,23 +107,32 @@ pub(crate) fn remaining(tid: u32, state: &State, since: Option<u64>) -> Option<R
         libc::SYS_futex if r.rsi & FUTEX_COMMAND == 0 => time(r.r10).map(less),
         _ => None,
     };
-    Some(Remaining { nr: nr as u64, nanoseconds: left.unwrap_or(0) })
+    Some(Remaining {
+        nr: nr as u64,
+        nanoseconds: left.unwrap_or(0),
+    })
 }
 
 /// The call that restart_syscall(2) stands for: its number is what the code before the `syscall` instruction loaded into eax.
 fn original_call(tid: u32, ip: u64) -> Option<i64> {
     let mut code = [0u8; 64];
     sys::read_memory(tid as i32, ip.checked_sub(66)?, &mut code).ok()?;
-    code.windows(5).rev().filter(|w| w[0] == 0xb8).find_map(|w| {
-        let nr = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
-        RESTARTABLE.contains(&nr).then_some(nr)
-    })
+    code.windows(5)
+        .rev()
+        .filter(|w| w[0] == 0xb8)
+        .find_map(|w| {
+            let nr = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
+            RESTARTABLE.contains(&nr).then_some(nr)
+        })
 }
 
 /// The registers with which to enter the wait again for the time that was left, given a place for a struct timespec and what to
 /// put there; `None` when the thread was in no such wait.
 pub(crate) fn entry(thread: &Thread, at: u64) -> Option<(Registers, [u64; 2])> {
-    let left = thread.remaining.as_ref().filter(|left| left.nanoseconds != 0)?;
+    let left = thread
+        .remaining
+        .as_ref()
+        .filter(|left| left.nanoseconds != 0)?;
     let mut r = sys::registers_from_bytes(&thread.registers)?;
     (r.rax, r.orig_rax) = (left.nr, u64::MAX);
     match left.nr as i64 {
@@ -116,7 +142,13 @@ pub(crate) fn entry(thread: &Thread, at: u64) -> Option<(Registers, [u64; 2])> {
         libc::SYS_poll => r.rdx = left.nanoseconds.div_ceil(1_000_000),
         _ => return None,
     }
-    Some((r, [left.nanoseconds / 1_000_000_000, left.nanoseconds % 1_000_000_000]))
+    Some((
+        r,
+        [
+            left.nanoseconds / 1_000_000_000,
+            left.nanoseconds % 1_000_000_000,
+        ],
+    ))
 }
 
 /// The registers a thread goes on with. `entered`: what entering its wait again gave.
@@ -127,7 +159,9 @@ pub(crate) fn registers(thread: &Thread, entered: Option<u64>) -> Option<Registe
     }
     match (&thread.remaining, entered) {
         // The kernel has a restart block of its own for it now.
-        (Some(left), Some(result)) if result as i64 == ERESTART_RESTARTBLOCK => (r.rax, r.orig_rax) = (result, left.nr),
+        (Some(left), Some(result)) if result as i64 == ERESTART_RESTARTBLOCK => {
+            (r.rax, r.orig_rax) = (result, left.nr);
+        }
         // It has ended in the meantime.
         (_, Some(result)) => (r.rax, r.orig_rax) = (result, u64::MAX),
         // Absolute timeouts and waits without one: called again as it was.

@@ -44,13 +44,33 @@ impl Lent {
         let length = slot_length * threads;
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let (leader, base) =
-            single_call(leader, code, libc::SYS_mmap as u64, [0, length as u64, prot, flags, u64::MAX, 0])?;
+        let (leader, base) = single_call(
+            leader,
+            code,
+            libc::SYS_mmap as u64,
+            [0, length as u64, prot, flags, u64::MAX, 0],
+        )?;
         let mut bytes = stub::code().to_vec();
         bytes.resize(CODE_ROOM, 0);
         let tid = leader.tid();
-        leader.poke(code, &bytes).map_err(|source| RunError::System { tid, doing: "writing the stub", source })?;
-        Ok((leader, Self { code, base, length, slot_length, frame_room, slots: threads }))
+        leader
+            .poke(code, &bytes)
+            .map_err(|source| RunError::System {
+                tid,
+                doing: "writing the stub",
+                source,
+            })?;
+        Ok((
+            leader,
+            Self {
+                code,
+                base,
+                length,
+                slot_length,
+                frame_room,
+                slots: threads,
+            },
+        ))
     }
 
     /// The memory that is ours, not the job's.
@@ -72,8 +92,13 @@ impl Lent {
         let start = self.base + (nth * self.slot_length) as u64;
         // Programs start at the slot's end of the frame, so that the slot given out begins with the program.
         let frame = frame(start, state);
-        crate::sys::write_memory(task.tid(), &[(start, &frame)])
-            .map_err(|source| RunError::System { tid: task.tid(), doing: "writing the way back", source })?;
+        crate::sys::write_memory(task.tid(), &[(start, &frame)]).map_err(|source| {
+            RunError::System {
+                tid: task.tid(),
+                doing: "writing the way back",
+                source,
+            }
+        })?;
         Ok(Slot {
             code: self.code,
             base: start + self.frame_room as u64,
@@ -88,12 +113,20 @@ impl Lent {
 
     /// Takes the stub out again. The caller gives the task its registers and mask back afterwards.
     pub fn remove(self, leader: Stopped) -> Result<Stopped, RunError> {
-        let (leader, _) =
-            single_call(leader, self.code, libc::SYS_munmap as u64, [self.base, self.length as u64, 0, 0, 0, 0])?;
+        let (leader, _) = single_call(
+            leader,
+            self.code,
+            libc::SYS_munmap as u64,
+            [self.base, self.length as u64, 0, 0, 0, 0],
+        )?;
         let tid = leader.tid();
         leader
             .poke(self.code, &[0; CODE_ROOM])
-            .map_err(|source| RunError::System { tid, doing: "removing the stub", source })?;
+            .map_err(|source| RunError::System {
+                tid,
+                doing: "removing the stub",
+                source,
+            })?;
         Ok(leader)
     }
 }
@@ -104,12 +137,21 @@ pub fn find_room(pid: i32) -> io::Result<Option<u64>> {
     use std::os::unix::fs::FileExt;
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let memory = std::fs::File::open(format!("/proc/{pid}/mem"))?;
-    let executable = |line: &&str| line.split_whitespace().nth(1).is_some_and(|p| p.starts_with("r-xp"));
+    let executable = |line: &&str| {
+        line.split_whitespace()
+            .nth(1)
+            .is_some_and(|p| p.starts_with("r-xp"))
+    };
     let mut candidates: Vec<&str> = maps.lines().filter(executable).collect();
     candidates.sort_by_key(|line| !line.ends_with("[vdso]"));
     for line in candidates {
-        let end = line.split(['-', ' ']).nth(1).and_then(|end| u64::from_str_radix(end, 16).ok());
-        let Some(end) = end.filter(|_| !line.ends_with("[vsyscall]")) else { continue };
+        let end = line
+            .split(['-', ' '])
+            .nth(1)
+            .and_then(|end| u64::from_str_radix(end, 16).ok());
+        let Some(end) = end.filter(|_| !line.ends_with("[vsyscall]")) else {
+            continue;
+        };
         let mut tail = [1u8; CODE_ROOM];
         let start = end - CODE_ROOM as u64;
         if memory.read_exact_at(&mut tail, start).is_ok() && tail.iter().all(|&b| b == 0) {
@@ -143,11 +185,17 @@ fn restarted(registers: &Registers) -> Registers {
 
 /// One system call by code that then restores every register it changed and jumps back. Leaves the task stopped where the
 /// kernel looks at signals, with `task`'s registers as they were. Signals that arrive meanwhile are delivered at once.
-fn single_call(task: Stopped, code: u64, nr: u64, args: [u64; 6]) -> Result<(Stopped, u64), RunError> {
+fn single_call(
+    task: Stopped,
+    code: u64,
+    nr: u64,
+    args: [u64; 6],
+) -> Result<(Stopped, u64), RunError> {
     let tid = task.tid();
     let fail = |doing| move |source| RunError::System { tid, doing, source };
     let before = task.registers().map_err(fail("reading registers"))?;
-    task.poke(code, &return_code(&restarted(&before))).map_err(fail("writing the stub"))?;
+    task.poke(code, &return_code(&restarted(&before)))
+        .map_err(fail("writing the stub"))?;
     let mut r = before;
     (r.rip, r.rax, r.orig_rax) = (code, nr, u64::MAX);
     [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
@@ -161,11 +209,14 @@ fn single_call(task: Stopped, code: u64, nr: u64, args: [u64; 6]) -> Result<(Sto
             Waited::Stopped(task) => task,
         };
         match task.stop() {
-            Stop::Syscall if entered => break task.registers().map_err(fail("reading registers"))?.rax,
+            Stop::Syscall if entered => {
+                break task.registers().map_err(fail("reading registers"))?.rax;
+            }
             Stop::Syscall => entered = true,
             // As if it had come before the checkpoint: the job's handler is entered from the job's own registers, then again.
             Stop::Signal(signal) => {
-                task.set_registers(&before).map_err(fail("setting registers"))?;
+                task.set_registers(&before)
+                    .map_err(fail("setting registers"))?;
                 let task = stop(task.resume(signal).map_err(fail("resuming"))?)?;
                 return single_call(task, code, nr, args);
             }
@@ -173,7 +224,8 @@ fn single_call(task: Stopped, code: u64, nr: u64, args: [u64; 6]) -> Result<(Sto
         }
     };
     let task = interrupt_stop(task)?;
-    task.set_registers(&before).map_err(fail("setting registers"))?;
+    task.set_registers(&before)
+        .map_err(fail("setting registers"))?;
     match result as i64 {
         errno @ -4095..=-1 => Err(RunError::Call {
             index: 0,
@@ -254,12 +306,13 @@ fn frame(address: u64, state: &State) -> Vec<u8> {
     const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
     let r = restarted(&state.registers);
     let mut out = vec![0u8; FRAME_FPSTATE + state.xstate.len() + 4];
-    let mut put = |offset: usize, value: u64| out[offset..offset + 8].copy_from_slice(&value.to_ne_bytes());
+    let mut put =
+        |offset: usize, value: u64| out[offset..offset + 8].copy_from_slice(&value.to_ne_bytes());
     put(8, UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS);
     // struct sigcontext_64 (arch/x86/include/uapi/asm/sigcontext.h).
     let words = [
-        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx, r.rsp,
-        r.rip, r.eflags,
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx,
+        r.rax, r.rcx, r.rsp, r.rip, r.eflags,
     ];
     for (i, word) in words.iter().enumerate() {
         put(UC_MCONTEXT + 8 * i, *word);
@@ -271,8 +324,14 @@ fn frame(address: u64, state: &State) -> Vec<u8> {
     let n = state.xstate.len();
     fp[..n].copy_from_slice(&state.xstate);
     // struct _fpx_sw_bytes in the fxsave area's software-reserved bytes at 464: without it the kernel restores only fxsave state.
-    let features = state.xstate.get(512..520).map_or([0; 8], |b| b.try_into().unwrap_or([0; 8]));
-    let all = state.xstate.get(464..472).map_or(features, |b| b.try_into().unwrap_or(features));
+    let features = state
+        .xstate
+        .get(512..520)
+        .map_or([0; 8], |b| b.try_into().unwrap_or([0; 8]));
+    let all = state
+        .xstate
+        .get(464..472)
+        .map_or(features, |b| b.try_into().unwrap_or(features));
     let sw = &mut fp[464..512];
     sw.fill(0);
     sw[0..4].copy_from_slice(&FP_XSTATE_MAGIC1.to_ne_bytes());

@@ -95,7 +95,10 @@ impl Program {
 
     /// Input for a call.
     pub fn bytes(&mut self, bytes: impl Into<Vec<u8>>) -> Blob {
-        self.blob(BlobData { bytes: bytes.into(), ..Default::default() })
+        self.blob(BlobData {
+            bytes: bytes.into(),
+            ..Default::default()
+        })
     }
 
     /// A NUL-terminated string.
@@ -107,12 +110,21 @@ impl Program {
 
     /// 64-bit words.
     pub fn words(&mut self, words: &[u64]) -> Blob {
-        self.bytes(words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>())
+        self.bytes(
+            words
+                .iter()
+                .flat_map(|word| word.to_ne_bytes())
+                .collect::<Vec<u8>>(),
+        )
     }
 
     /// Room for a call to write `length` bytes (zeroed), read back as [`crate::Outcome::output`].
     pub fn output(&mut self, length: usize) -> Blob {
-        self.blob(BlobData { bytes: vec![0; length], output: true, ..Default::default() })
+        self.blob(BlobData {
+            bytes: vec![0; length],
+            output: true,
+            ..Default::default()
+        })
     }
 
     /// Makes the 8 bytes at `offset` of `blob` hold the address of `target`, which must have been added before `blob`.
@@ -127,10 +139,21 @@ impl Program {
     }
 
     /// Adds a call; gives its index, which [`Arg::Result`] refers to.
-    pub fn call(&mut self, nr: i64, args: &[Arg], expect: Expect, label: impl Into<String>) -> usize {
+    pub fn call(
+        &mut self,
+        nr: i64,
+        args: &[Arg],
+        expect: Expect,
+        label: impl Into<String>,
+    ) -> usize {
         let mut six = [Arg::Value(0); 6];
         six[..args.len()].copy_from_slice(args);
-        self.calls.push(Call { nr, args: six, expect, label: label.into() });
+        self.calls.push(Call {
+            nr,
+            args: six,
+            expect,
+            label: label.into(),
+        });
         self.calls.len() - 1
     }
 

@@ -78,7 +78,10 @@ pub fn spawn(birth: &Birth) -> io::Result<Stopped> {
     let empty = CString::default();
     let argv = [name.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null::<libc::c_char>()];
-    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..Default::default() };
+    let mut args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        ..Default::default()
+    };
     if birth.namespace {
         args.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     }
@@ -97,7 +100,13 @@ pub fn spawn(birth: &Birth) -> io::Result<Stopped> {
                 libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, 8);
             }
             let none = 0u64;
-            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, 8);
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const none,
+                0,
+                8,
+            );
             if !birth.keep_stdio {
                 libc::syscall(libc::SYS_close_range, 0, 2, 4);
             }
@@ -137,7 +146,12 @@ pub fn spawn(birth: &Birth) -> io::Result<Stopped> {
 }
 
 /// Gives a fresh seed the stub at `base`: code in the first page, `length - 4096` bytes of data behind it.
-pub fn equip(task: Stopped, base: u64, length: usize, ids: (i32, i32)) -> Result<(Stopped, Slot), RunError> {
+pub fn equip(
+    task: Stopped,
+    base: u64,
+    length: usize,
+    ids: (i32, i32),
+) -> Result<(Stopped, Slot), RunError> {
     let tid = task.tid();
     let fail = |doing| move |source| RunError::System { tid, doing, source };
     let prot = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
@@ -145,7 +159,8 @@ pub fn equip(task: Stopped, base: u64, length: usize, ids: (i32, i32)) -> Result
     let args = [base, length as u64, prot, flags, u64::MAX, 0];
     let task = call_at(task, LOAD + CODE_OFFSET, libc::SYS_mmap as u64, args)?.0;
     crate::sys::write_memory(tid, &[(base, stub::code())]).map_err(fail("writing the stub"))?;
-    task.set_signal_mask(!(1 << (SEED_SIGNAL - 1))).map_err(fail("blocking signals"))?;
+    task.set_signal_mask(!(1 << (SEED_SIGNAL - 1)))
+        .map_err(fail("blocking signals"))?;
     Ok((task, slot(base, length, ids)))
 }
 
@@ -167,7 +182,12 @@ pub fn slot(base: u64, length: usize, ids: (i32, i32)) -> Slot {
 }
 
 /// One system call by the `syscall` instruction at `address`; the task must not be expected to survive us.
-pub fn call_at(task: Stopped, address: u64, nr: u64, args: [u64; 6]) -> Result<(Stopped, u64), RunError> {
+pub fn call_at(
+    task: Stopped,
+    address: u64,
+    nr: u64,
+    args: [u64; 6],
+) -> Result<(Stopped, u64), RunError> {
     let tid = task.tid();
     let fail = |doing| move |source| RunError::System { tid, doing, source };
     let mut r = task.registers().map_err(fail("reading registers"))?;

@@ -184,7 +184,15 @@ impl<'p> Run<'p> {
             results: Vec::with_capacity(program.calls.len()),
             outputs: vec![Vec::new(); program.blobs.len()],
         };
-        Self { program, slot, first: 0, loaded: 0, outputs: Vec::new(), outcome, held: Vec::new() }
+        Self {
+            program,
+            slot,
+            first: 0,
+            loaded: 0,
+            outputs: Vec::new(),
+            outcome,
+            held: Vec::new(),
+        }
     }
 
     /// Loads the next piece and sets the task off; `Err(task)` inside when nothing is left to run.
@@ -201,10 +209,12 @@ impl<'p> Run<'p> {
         registers.r14 = self.slot.base;
         registers.orig_rax = u64::MAX;
         registers.rax = 0;
-        task.set_registers(&registers).map_err(fail("setting registers"))?;
+        task.set_registers(&registers)
+            .map_err(fail("setting registers"))?;
         // In this order: from here on the stub leads back to the task's own mask, even without us.
         if let Some(mask) = self.slot.mask {
-            task.set_signal_mask(mask).map_err(fail("blocking signals"))?;
+            task.set_signal_mask(mask)
+                .map_err(fail("blocking signals"))?;
         }
         task.resume(0).map(Ok).map_err(fail("resuming"))
     }
@@ -218,7 +228,12 @@ impl<'p> Run<'p> {
         let mut place = vec![u64::MAX; self.program.blobs.len()];
         let mut low = self.slot.length;
         let mut back: Vec<(usize, Vec<u8>)> = Vec::new();
-        let header = [self.slot.tgid as u64, self.slot.tid as u64, self.slot.signal as u64, self.slot.frame];
+        let header = [
+            self.slot.tgid as u64,
+            self.slot.tid as u64,
+            self.slot.signal as u64,
+            self.slot.frame,
+        ];
         for (i, word) in header.iter().enumerate() {
             image[8 * i..8 * i + 8].copy_from_slice(&word.to_ne_bytes());
         }
@@ -230,7 +245,10 @@ impl<'p> Run<'p> {
                     self.collect(blob.0, &place, &mut wanted);
                 }
             }
-            let size: usize = wanted.iter().map(|&b| self.program.blobs[b].bytes.len().next_multiple_of(16)).sum();
+            let size: usize = wanted
+                .iter()
+                .map(|&b| self.program.blobs[b].bytes.len().next_multiple_of(16))
+                .sum();
             // Room for this entry and the end marker.
             if image.len() + 2 * ENTRY + size > low {
                 break;
@@ -274,13 +292,22 @@ impl<'p> Run<'p> {
             loaded += 1;
         }
         if loaded == 0 {
-            return Err(RunError::TooLarge(self.program.calls[self.first].label.clone()));
+            return Err(RunError::TooLarge(
+                self.program.calls[self.first].label.clone(),
+            ));
         }
         self.loaded = loaded;
         image.extend(u64::MAX.to_ne_bytes());
         let mut pieces: Vec<(u64, &[u8])> = vec![(base, &image)];
-        pieces.extend(back.iter().map(|(offset, bytes)| (base + *offset as u64, bytes.as_slice())));
-        sys::write_memory(tid, &pieces).map_err(|source| RunError::System { tid, doing: "writing a program", source })
+        pieces.extend(
+            back.iter()
+                .map(|(offset, bytes)| (base + *offset as u64, bytes.as_slice())),
+        );
+        sys::write_memory(tid, &pieces).map_err(|source| RunError::System {
+            tid,
+            doing: "writing a program",
+            source,
+        })
     }
 
     /// `index` and the blobs it points to that have no place yet, targets first.
@@ -309,9 +336,13 @@ impl<'p> Run<'p> {
                 Waited::Stopped(stopped) => stopped,
             };
             match stopped.stop() {
-                Stop::Signal(signal) if signal == self.slot.signal && self.is_ours(&stopped) => break stopped,
+                Stop::Signal(signal) if signal == self.slot.signal && self.is_ours(&stopped) => {
+                    break stopped;
+                }
                 Stop::Signal(signal) => self.held.push(signal),
-                Stop::Event(libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE) => {
+                Stop::Event(
+                    libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE,
+                ) => {
                     new_task(stopped.event_message().map_err(fail("reading an event"))? as u32);
                 }
                 Stop::Interrupt | Stop::Group(_) | Stop::Event(_) | Stop::Syscall => {}
@@ -328,7 +359,8 @@ impl<'p> Run<'p> {
             let code = i32::from_ne_bytes([info[8], info[9], info[10], info[11]]);
             let sender = i32::from_ne_bytes([info[16], info[17], info[18], info[19]]);
             // si_pid is 0 where the sender is in another pid namespace; the stub's is the tracee's own.
-            code == libc::SI_TKILL && (sender == self.slot.tgid || sender == 0 || sender == stopped.tid())
+            code == libc::SI_TKILL
+                && (sender == self.slot.tgid || sender == 0 || sender == stopped.tid())
         })
     }
 
@@ -342,7 +374,8 @@ impl<'p> Run<'p> {
         let mut table = vec![0u8; seen * ENTRY];
         sys::read_memory(tid, entries, &mut table).map_err(fail("reading results"))?;
         for entry in table.chunks_exact(ENTRY) {
-            let result = i64::from_ne_bytes(entry[RESULT..RESULT + 8].try_into().unwrap_or_default());
+            let result =
+                i64::from_ne_bytes(entry[RESULT..RESULT + 8].try_into().unwrap_or_default());
             self.outcome.results.push(result);
         }
         if ended < self.loaded {
@@ -350,9 +383,17 @@ impl<'p> Run<'p> {
             let call = &self.program.calls[index];
             let label = call.label.clone();
             return Err(match (self.outcome.result(index), call.expect) {
-                (Err(source), _) => RunError::Call { index, label, source },
+                (Err(source), _) => RunError::Call {
+                    index,
+                    label,
+                    source,
+                },
                 (Ok(got), Expect::Exactly(wanted)) => RunError::Unexpected { label, got, wanted },
-                (Ok(got), _) => RunError::Unexpected { label, got, wanted: 0 },
+                (Ok(got), _) => RunError::Unexpected {
+                    label,
+                    got,
+                    wanted: 0,
+                },
             });
         }
         for &(index, address) in &self.outputs {

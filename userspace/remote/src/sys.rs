@@ -8,13 +8,18 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use crate::task::Registers;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// One ptrace request whose arguments are numbers.
 pub(crate) fn ptrace(request: u32, tid: i32, address: u64, data: u64) -> io::Result<()> {
     // SAFETY: only requests that take their arguments by value are passed here.
-    check(unsafe { libc::ptrace(request, tid, address as *mut c_void, data as *mut c_void) }).map(|_| ())
+    check(unsafe { libc::ptrace(request, tid, address as *mut c_void, data as *mut c_void) })
+        .map(|_| ())
 }
 
 /// A ptrace request that fills or reads `data`.
@@ -32,21 +37,40 @@ pub(crate) fn ptrace_event_message(tid: i32) -> io::Result<u64> {
 pub(crate) fn ptrace_registers(tid: i32) -> io::Result<Registers> {
     // SAFETY: user_regs_struct is plain integers.
     let mut registers: Registers = unsafe { zeroed() };
-    let mut iov = libc::iovec { iov_base: (&raw mut registers).cast(), iov_len: size_of::<Registers>() };
-    ptrace_data(libc::PTRACE_GETREGSET, tid, libc::NT_PRSTATUS as u64, &raw mut iov)?;
+    let mut iov = libc::iovec {
+        iov_base: (&raw mut registers).cast(),
+        iov_len: size_of::<Registers>(),
+    };
+    ptrace_data(
+        libc::PTRACE_GETREGSET,
+        tid,
+        libc::NT_PRSTATUS as u64,
+        &raw mut iov,
+    )?;
     Ok(registers)
 }
 
 pub(crate) fn ptrace_set_registers(tid: i32, registers: &Registers) -> io::Result<()> {
     let mut copy = *registers;
-    let mut iov = libc::iovec { iov_base: (&raw mut copy).cast(), iov_len: size_of::<Registers>() };
-    ptrace_data(libc::PTRACE_SETREGSET, tid, libc::NT_PRSTATUS as u64, &raw mut iov).map(|_| ())
+    let mut iov = libc::iovec {
+        iov_base: (&raw mut copy).cast(),
+        iov_len: size_of::<Registers>(),
+    };
+    ptrace_data(
+        libc::PTRACE_SETREGSET,
+        tid,
+        libc::NT_PRSTATUS as u64,
+        &raw mut iov,
+    )
+    .map(|_| ())
 }
 
 /// Registers as bytes (`struct user_regs_struct`).
 pub fn registers_to_bytes(registers: &Registers) -> Vec<u8> {
     // SAFETY: user_regs_struct is 27 u64 without padding.
-    let bytes = unsafe { std::slice::from_raw_parts((&raw const *registers).cast::<u8>(), size_of::<Registers>()) };
+    let bytes = unsafe {
+        std::slice::from_raw_parts((&raw const *registers).cast::<u8>(), size_of::<Registers>())
+    };
     bytes.to_vec()
 }
 
@@ -65,7 +89,10 @@ const MAX_XSTATE: usize = 64 << 10;
 
 pub(crate) fn ptrace_xstate(tid: i32) -> io::Result<Vec<u8>> {
     let mut area = vec![0u8; MAX_XSTATE];
-    let mut iov = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
+    let mut iov = libc::iovec {
+        iov_base: area.as_mut_ptr().cast(),
+        iov_len: area.len(),
+    };
     ptrace_data(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov)?;
     area.truncate(iov.iov_len);
     Ok(area)
@@ -73,7 +100,10 @@ pub(crate) fn ptrace_xstate(tid: i32) -> io::Result<Vec<u8>> {
 
 pub(crate) fn ptrace_set_xstate(tid: i32, area: &[u8]) -> io::Result<()> {
     let mut copy = area.to_vec();
-    let mut iov = libc::iovec { iov_base: copy.as_mut_ptr().cast(), iov_len: copy.len() };
+    let mut iov = libc::iovec {
+        iov_base: copy.as_mut_ptr().cast(),
+        iov_len: copy.len(),
+    };
     ptrace_data(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw mut iov).map(|_| ())
 }
 
@@ -94,7 +124,11 @@ pub(crate) fn ptrace_pending_signals(tid: i32, shared: bool) -> io::Result<Vec<[
         let mut some = [[0u8; 128]; 32];
         let mut args = libc::ptrace_peeksiginfo_args {
             off: all.len() as u64,
-            flags: if shared { libc::PTRACE_PEEKSIGINFO_SHARED } else { 0 },
+            flags: if shared {
+                libc::PTRACE_PEEKSIGINFO_SHARED
+            } else {
+                0
+            },
             nr: some.len() as i32,
         };
         let address = (&raw mut args) as u64;
@@ -129,8 +163,19 @@ pub(crate) fn ptrace_rseq(tid: i32) -> io::Result<(u64, u32, u32, u32)> {
         flags: u32,
         pad: u32,
     }
-    let mut c = Configuration { address: 0, size: 0, signature: 0, flags: 0, pad: 0 };
-    ptrace_data(PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<Configuration>() as u64, &raw mut c)?;
+    let mut c = Configuration {
+        address: 0,
+        size: 0,
+        signature: 0,
+        flags: 0,
+        pad: 0,
+    };
+    ptrace_data(
+        PTRACE_GET_RSEQ_CONFIGURATION,
+        tid,
+        size_of::<Configuration>() as u64,
+        &raw mut c,
+    )?;
     Ok((c.address, c.size, c.signature, c.flags))
 }
 
@@ -153,7 +198,8 @@ pub(crate) fn wait(tid: i32, block: bool) -> io::Result<Option<Wait>> {
         let mut info: libc::siginfo_t = unsafe { zeroed() };
         let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL | hang;
         // SAFETY: `info` is a live siginfo_t.
-        let result = unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &raw mut info, options) };
+        let result =
+            unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &raw mut info, options) };
         if result == -1 {
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
@@ -166,7 +212,10 @@ pub(crate) fn wait(tid: i32, block: bool) -> io::Result<Option<Wait>> {
         if unsafe { info.si_pid() } == 0 {
             return Ok(None);
         }
-        let ended = matches!(info.si_code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
+        let ended = matches!(
+            info.si_code,
+            libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED
+        );
         if ended && is_own_child(tid) {
             return Ok(Some(Wait::Ended));
         }
@@ -188,7 +237,10 @@ pub(crate) fn wait(tid: i32, block: bool) -> io::Result<Option<Wait>> {
 fn is_own_child(tid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let field = |name: &str| {
-        status.lines().find_map(|line| line.strip_prefix(name)).and_then(|value| value.trim().parse::<u32>().ok())
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .and_then(|value| value.trim().parse::<u32>().ok())
     };
     field("PPid:") == Some(std::process::id()) && field("Tgid:") == Some(tid as u32)
 }
@@ -200,10 +252,18 @@ fn is_own_child(tid: i32) -> bool {
 pub fn read_memory(tid: i32, address: u64, out: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while done < out.len() {
-        let local = libc::iovec { iov_base: out[done..].as_mut_ptr().cast(), iov_len: out.len() - done };
-        let remote = libc::iovec { iov_base: (address + done as u64) as *mut c_void, iov_len: out.len() - done };
+        let local = libc::iovec {
+            iov_base: out[done..].as_mut_ptr().cast(),
+            iov_len: out.len() - done,
+        };
+        let remote = libc::iovec {
+            iov_base: (address + done as u64) as *mut c_void,
+            iov_len: out.len() - done,
+        };
         // SAFETY: the local vector describes the rest of `out`; the remote one is checked by the kernel.
-        let n = check(unsafe { libc::process_vm_readv(tid, &raw const local, 1, &raw const remote, 1, 0) } as i64)?;
+        let n = check(unsafe {
+            libc::process_vm_readv(tid, &raw const local, 1, &raw const remote, 1, 0)
+        } as i64)?;
         if n == 0 {
             return Err(io::Error::from_raw_os_error(libc::EFAULT));
         }
@@ -219,14 +279,31 @@ pub fn read_memory(tid: i32, address: u64, out: &mut [u8]) -> io::Result<()> {
 pub fn write_memory(tid: i32, pieces: &[(u64, &[u8])]) -> io::Result<()> {
     // IOV_MAX is 1024.
     for pieces in pieces.chunks(512) {
-        let local: Vec<_> =
-            pieces.iter().map(|(_, b)| libc::iovec { iov_base: b.as_ptr() as *mut c_void, iov_len: b.len() }).collect();
-        let remote: Vec<_> =
-            pieces.iter().map(|(a, b)| libc::iovec { iov_base: *a as *mut c_void, iov_len: b.len() }).collect();
+        let local: Vec<_> = pieces
+            .iter()
+            .map(|(_, b)| libc::iovec {
+                iov_base: b.as_ptr() as *mut c_void,
+                iov_len: b.len(),
+            })
+            .collect();
+        let remote: Vec<_> = pieces
+            .iter()
+            .map(|(a, b)| libc::iovec {
+                iov_base: *a as *mut c_void,
+                iov_len: b.len(),
+            })
+            .collect();
         let total: usize = pieces.iter().map(|(_, b)| b.len()).sum();
         // SAFETY: the local vectors describe live slices that are only read; the remote ones are checked by the kernel.
         let n = check(unsafe {
-            libc::process_vm_writev(tid, local.as_ptr(), local.len() as u64, remote.as_ptr(), remote.len() as u64, 0)
+            libc::process_vm_writev(
+                tid,
+                local.as_ptr(),
+                local.len() as u64,
+                remote.as_ptr(),
+                remote.len() as u64,
+                0,
+            )
         } as i64)?;
         if n as usize != total {
             return Err(io::Error::from_raw_os_error(libc::EFAULT));
@@ -238,13 +315,24 @@ pub fn write_memory(tid: i32, pieces: &[(u64, &[u8])]) -> io::Result<()> {
 /// A process by descriptor (pidfd_open(2)).
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed; the result is a new descriptor that we own.
-    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_pidfd_open, pid, 0))? as i32)) }
+    unsafe {
+        Ok(OwnedFd::from_raw_fd(
+            check(libc::syscall(libc::SYS_pidfd_open, pid, 0))? as i32,
+        ))
+    }
 }
 
 /// Our own duplicate of another process's descriptor (pidfd_getfd(2)).
 pub fn pidfd_getfd(pidfd: &OwnedFd, fd: u32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed; the result is a new descriptor that we own.
-    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0))? as i32)) }
+    unsafe {
+        Ok(OwnedFd::from_raw_fd(check(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            pidfd.as_raw_fd(),
+            fd,
+            0,
+        ))? as i32))
+    }
 }
 
 /// What two tasks may share (kcmp(2)).
@@ -273,12 +361,27 @@ pub fn compare(a: i32, b: i32, what: Share, x: u64, y: u64) -> io::Result<std::c
 
 /// Whether the `nth` registration under the number `target_fd` in `watcher`'s epoll `epoll_fd` is the open file
 /// description behind `pid`'s descriptor `fd` (kcmp(2), KCMP_EPOLL_TFD).
-pub fn epoll_target_is(pid: i32, fd: u32, watcher: i32, epoll_fd: u32, target_fd: u32, nth: u32) -> io::Result<bool> {
+pub fn epoll_target_is(
+    pid: i32,
+    fd: u32,
+    watcher: i32,
+    epoll_fd: u32,
+    target_fd: u32,
+    nth: u32,
+) -> io::Result<bool> {
     const KCMP_EPOLL_TFD: i32 = 7;
     let slot = [epoll_fd, target_fd, nth];
     // SAFETY: this kind of comparison reads a struct of three u32 from the last argument.
-    let result =
-        check(unsafe { libc::syscall(libc::SYS_kcmp, pid, watcher, KCMP_EPOLL_TFD, u64::from(fd), slot.as_ptr()) })?;
+    let result = check(unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            pid,
+            watcher,
+            KCMP_EPOLL_TFD,
+            u64::from(fd),
+            slot.as_ptr(),
+        )
+    })?;
     Ok(result == 0)
 }
 
@@ -286,7 +389,14 @@ pub fn epoll_target_is(pid: i32, fd: u32, watcher: i32, epoll_fd: u32, target_fd
 pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
     let (mut head, mut length) = (0u64, 0u64);
     // SAFETY: both pointers are to live u64.
-    check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut length) })?;
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_get_robust_list,
+            tid,
+            &raw mut head,
+            &raw mut length,
+        )
+    })?;
     Ok((head, length))
 }
 
@@ -316,7 +426,9 @@ impl SchedAttr {
     /// As sched_setattr(2) takes it.
     pub fn to_bytes(self) -> Vec<u8> {
         // SAFETY: the structure is 48 bytes of integers without padding.
-        let bytes = unsafe { std::slice::from_raw_parts((&raw const self).cast::<u8>(), size_of::<Self>()) };
+        let bytes = unsafe {
+            std::slice::from_raw_parts((&raw const self).cast::<u8>(), size_of::<Self>())
+        };
         bytes.to_vec()
     }
 }
@@ -325,7 +437,15 @@ impl SchedAttr {
 pub fn scheduling(tid: i32) -> io::Result<SchedAttr> {
     let mut attr = SchedAttr::default();
     // SAFETY: `attr` is a live structure of the size given.
-    check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size_of::<SchedAttr>(), 0) })?;
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_getattr,
+            tid,
+            &raw mut attr,
+            size_of::<SchedAttr>(),
+            0,
+        )
+    })?;
     Ok(attr)
 }
 
@@ -333,9 +453,18 @@ pub fn scheduling(tid: i32) -> io::Result<SchedAttr> {
 pub fn affinity(tid: i32) -> io::Result<Vec<u32>> {
     let mut mask = [0u64; 128];
     // SAFETY: `mask` is live and as large as given.
-    let n = check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, size_of_val(&mask), mask.as_mut_ptr()) })?;
+    let n = check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            tid,
+            size_of_val(&mask),
+            mask.as_mut_ptr(),
+        )
+    })?;
     let cpus = n as u32 * 8;
-    Ok((0..cpus).filter(|cpu| mask[(cpu / 64) as usize] >> (cpu % 64) & 1 == 1).collect())
+    Ok((0..cpus)
+        .filter(|cpu| mask[(cpu / 64) as usize] >> (cpu % 64) & 1 == 1)
+        .collect())
 }
 
 /// I/O priority of a thread (ioprio_get(2)).
@@ -355,7 +484,14 @@ pub fn bytes_waiting(fd: &OwnedFd) -> io::Result<usize> {
 /// Copies up to `limit` bytes that are in one pipe into another without taking them out (tee(2)).
 pub fn tee(from: &OwnedFd, to: &OwnedFd, limit: usize) -> io::Result<usize> {
     // SAFETY: no pointers are passed.
-    let n = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), limit, libc::SPLICE_F_NONBLOCK) };
+    let n = unsafe {
+        libc::tee(
+            from.as_raw_fd(),
+            to.as_raw_fd(),
+            limit,
+            libc::SPLICE_F_NONBLOCK,
+        )
+    };
     check(n as i64).map(|n| n as usize)
 }
 
@@ -426,7 +562,10 @@ unsafe fn core_xgetbv() -> u64 {
 
 /// CLOCK_* now, in nanoseconds.
 pub fn clock(id: libc::clockid_t) -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` is a live timespec.
     unsafe { libc::clock_gettime(id, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
@@ -437,3 +576,26 @@ pub fn securebits() -> u32 {
     // SAFETY: PR_GET_SECUREBITS takes no pointers.
     unsafe { libc::prctl(libc::PR_GET_SECUREBITS).max(0) as u32 }
 }
+
+/// Whether SIGPIPE was ignored when this program was executed. Rust's runtime ignores it before `main`, so it is too late to ask
+/// then; a program that is started on somebody's behalf has to get what they had set.
+pub fn sigpipe_was_ignored() -> bool {
+    SIGPIPE_IGNORED.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+static SIGPIPE_IGNORED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+extern "C" fn note_sigpipe() {
+    // SAFETY: `old` is a live sigaction for the kernel to fill; nothing is changed.
+    let ignored = unsafe {
+        let mut old: libc::sigaction = zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut old) == 0
+            && old.sa_sigaction == libc::SIG_IGN
+    };
+    SIGPIPE_IGNORED.store(ignored, std::sync::atomic::Ordering::Relaxed);
+}
+
+// SAFETY: the C library calls what is in this section before `main`; the function uses nothing that needs Rust's runtime.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;

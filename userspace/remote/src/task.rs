@@ -213,7 +213,12 @@ impl Stopped {
     pub fn poke(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
         for (i, word) in bytes.chunks_exact(8).enumerate() {
             let word = u64::from_ne_bytes(word.try_into().unwrap_or_default());
-            sys::ptrace(libc::PTRACE_POKEDATA, self.tid, address + 8 * i as u64, word)?;
+            sys::ptrace(
+                libc::PTRACE_POKEDATA,
+                self.tid,
+                address + 8 * i as u64,
+                word,
+            )?;
         }
         Ok(())
     }

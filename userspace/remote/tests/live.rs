@@ -8,7 +8,11 @@ use remote::{Expect, Program, Running, Stopped, stub};
 
 /// A process asleep for ever.
 fn victim() -> Child {
-    let child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().expect("sleep");
+    let child = Command::new("sleep")
+        .arg("1000")
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("sleep");
     assert!(comes_to_sleep(child.id() as i32, &["35", "230"]));
     child
 }
@@ -38,7 +42,12 @@ fn program() -> (Program, remote::Blob) {
     let mut program = Program::new();
     let out = program.output(4096);
     program.must(libc::SYS_getpid, &[], "getpid");
-    program.call(libc::SYS_getcwd, &[out.into(), 4096.into()], Expect::Anything, "getcwd");
+    program.call(
+        libc::SYS_getcwd,
+        &[out.into(), 4096.into()],
+        Expect::Anything,
+        "getcwd",
+    );
     let fd = program.must(libc::SYS_dup, &[1.into()], "dup");
     program.must(libc::SYS_close, &[remote::Arg::Result(fd)], "close");
     (program, out)
@@ -57,7 +66,9 @@ fn calls_run_and_nothing_is_left() {
     let task = seize(pid);
     let way_back = state(&task);
     let (task, lent) = Lent::install(task, room, 1, way_back.xstate.len()).expect("install");
-    let slot = lent.slot(0, &task, (pid, pid), libc::SIGURG, &way_back).expect("slot");
+    let slot = lent
+        .slot(0, &task, (pid, pid), libc::SIGURG, &way_back)
+        .expect("slot");
     let (program, out) = program();
     let (task, outcome) = stub::run(slot, &program, task, &mut |_| {}).expect("run");
     assert_eq!(outcome.results[0], i64::from(pid));
@@ -85,11 +96,14 @@ fn our_death_at_any_step_leaves_the_task_as_it_was() {
                 return;
             }
             let way_back = state(&task);
-            let (task, lent) = Lent::install(task, room, 1, way_back.xstate.len()).expect("install");
+            let (task, lent) =
+                Lent::install(task, room, 1, way_back.xstate.len()).expect("install");
             if step == 1 {
                 return;
             }
-            let slot = lent.slot(0, &task, (pid, pid), libc::SIGURG, &way_back).expect("slot");
+            let slot = lent
+                .slot(0, &task, (pid, pid), libc::SIGURG, &way_back)
+                .expect("slot");
             let (program, _) = program();
             let mut run = stub::Run::new(slot, &program);
             let running = run.start(task).expect("start").expect("something to run");
@@ -109,8 +123,15 @@ fn our_death_at_any_step_leaves_the_task_as_it_was() {
         .expect("tracer");
         assert!(comes_to_sleep(pid, &["35", "230", "219"]), "step {step}");
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let blocked = status.lines().find(|l| l.starts_with("SigBlk")).unwrap_or_default().to_owned();
-        assert!(blocked.ends_with("0000000000000000"), "step {step}: {blocked}");
+        let blocked = status
+            .lines()
+            .find(|l| l.starts_with("SigBlk"))
+            .unwrap_or_default()
+            .to_owned();
+        assert!(
+            blocked.ends_with("0000000000000000"),
+            "step {step}: {blocked}"
+        );
         child.kill().expect("kill");
         child.wait().expect("wait");
     }

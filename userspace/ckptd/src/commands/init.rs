@@ -7,7 +7,7 @@ use crate::cli::Init;
 use crate::failure::Failure;
 use crate::supervisor::Ended;
 use crate::supervisor::status::{self, News};
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::WaitOptions;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -18,7 +18,7 @@ pub(crate) fn execute(args: &Init) -> Result<ExitCode, Failure> {
     let mut root_ended = None;
     let options = WaitOptions::UNTRACED | WaitOptions::CONTINUED;
     loop {
-        let (pid, wait_status) = match waitpid(None, options) {
+        let (pid, wait_status) = match rustix::process::wait(options) {
             Ok(Some((pid, wait_status))) => (pid, wait_status),
             Ok(None) | Err(rustix::io::Errno::INTR) => continue,
             Err(_) => break,

@@ -23,7 +23,7 @@ use crate::take::{self, Target};
 use control::Control;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::{Reply, Request};
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::WaitOptions;
 use signals::Surroundings;
 use status::{Fifo, News};
 use std::os::fd::AsFd;
@@ -136,7 +136,7 @@ impl Supervisor {
     fn reap(&mut self) -> Option<Ended> {
         let watched = self.init.unwrap_or(self.root);
         while let Ok(Some((pid, status))) =
-            waitpid(None, WaitOptions::NOHANG | WaitOptions::UNTRACED)
+            rustix::process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED)
         {
             if pid.as_raw_nonzero().get().unsigned_abs() != watched {
                 continue;
@@ -153,6 +153,7 @@ impl Supervisor {
             }
             if let (None, Some(signal)) = (self.init, status.stopping_signal()) {
                 signals::stop_like(signal);
+                self.hand_over_terminal();
             }
         }
         None
@@ -163,17 +164,34 @@ impl Supervisor {
         for news in self.post.fifo.news() {
             match news {
                 News::Ended(ended) => self.last = Some(ended),
-                News::Stopped(signal) => signals::stop_like(signal),
+                News::Stopped(signal) => {
+                    signals::stop_like(signal);
+                    self.hand_over_terminal();
+                }
                 News::Continued => {}
             }
         }
         self.last
     }
 
+    /// A shell that continues us brings our group into the foreground; the root may lead one of its own.
+    fn hand_over_terminal(&self) {
+        use nix::unistd::{Pid, getpgid, getpgrp, getsid, tcgetpgrp, tcsetpgrp};
+        let root = i32::try_from(self.root).ok().map(Pid::from_raw);
+        let terminal = std::io::stdin();
+        if let Ok(group) = getpgid(root)
+            && group != getpgrp()
+            && getsid(root) == getsid(None)
+            && tcgetpgrp(&terminal) == Ok(getpgrp())
+        {
+            let _ = tcsetpgrp(&terminal, group);
+        }
+    }
+
     fn say_goodbye(&self) {
         if let Some(report) = &self.kept {
             // The whole job was killed: its pids are free for a restore only once everybody has been waited for.
-            while waitpid(None, WaitOptions::empty()).is_ok() {}
+            while rustix::process::wait(WaitOptions::empty()).is_ok() {}
             crate::output::tell(&format!(
                 "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}\n",
                 report.job,

@@ -92,7 +92,9 @@ fn attributes(mask: &SigSet, group: Option<i32>) -> Result<PosixSpawnAttr, Errno
         PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     attributes.set_sigmask(mask)?;
     // Rust programs ignore it from the start; all other dispositions are as ckptd got them.
-    attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+    if !engine::sigpipe_was_ignored() {
+        attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+    }
     if let Some(group) = group {
         flags |= PosixSpawnFlags::POSIX_SPAWN_SETPGROUP;
         attributes.set_pgroup(nix::unistd::Pid::from_raw(group))?;

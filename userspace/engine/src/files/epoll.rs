@@ -18,17 +18,26 @@ pub(crate) fn finish(
     refuse: &mut dyn FnMut(&Held, Why),
 ) {
     for (id, held) in pending {
-        let Some(Kind::Epoll(epoll)) = &mut files[*id as usize - 1].kind else { continue };
+        let Some(Kind::Epoll(epoll)) = &mut files[*id as usize - 1].kind else {
+            continue;
+        };
         let mut seen: Vec<u32> = Vec::new();
         for (fd, events, data) in registrations(&held.info) {
             let nth = seen.iter().filter(|&&other| other == fd).count() as u32;
             seen.push(fd);
             match target(held, fd, nth, processes) {
-                Some(file) => epoll.items.push(EpollItem { fd, file, events, data }),
+                Some(file) => epoll.items.push(EpollItem {
+                    fd,
+                    file,
+                    events,
+                    data,
+                }),
                 None => refuse(
                     held,
                     (
-                        format!("it watches an open file, once descriptor {fd}, that no process of the job holds any more"),
+                        format!(
+                            "it watches an open file, once descriptor {fd}, that no process of the job holds any more"
+                        ),
                         "let the program remove it from the epoll before it closes it".to_owned(),
                     ),
                 ),
@@ -57,11 +66,19 @@ fn target(held: &Held, fd: u32, nth: u32, processes: &[(u32, &[Descriptor])]) ->
         sys::epoll_target_is(pid as i32, d.fd, held.pid as i32, held.fd, fd, nth).unwrap_or(false)
     };
     let same = |&(pid, descriptors): &(u32, &[Descriptor])| {
-        descriptors.iter().find(|d| d.fd == fd && is(pid, d)).map(|d| d.file)
+        descriptors
+            .iter()
+            .find(|d| d.fd == fd && is(pid, d))
+            .map(|d| d.file)
     };
-    let any = |&(pid, descriptors): &(u32, &[Descriptor])| descriptors.iter().find(|d| is(pid, d)).map(|d| d.file);
+    let any = |&(pid, descriptors): &(u32, &[Descriptor])| {
+        descriptors.iter().find(|d| is(pid, d)).map(|d| d.file)
+    };
     let own = processes.iter().filter(|(pid, _)| *pid == held.pid);
-    own.clone().find_map(same).or_else(|| own.clone().find_map(any)).or_else(|| processes.iter().find_map(any))
+    own.clone()
+        .find_map(same)
+        .or_else(|| own.clone().find_map(any))
+        .or_else(|| processes.iter().find_map(any))
 }
 
 pub(crate) fn open(shell: &mut Shell) -> u32 {
@@ -72,36 +89,66 @@ pub(crate) fn open(shell: &mut Shell) -> u32 {
 /// which looks at each file's state as it is added.
 pub(crate) fn register(shell: &mut Shell, making: &Making<'_>, process: &Process) {
     for file in making.files {
-        let Some(Kind::Epoll(epoll)) = &file.kind else { continue };
-        if making.maker(file.id).is_none_or(|maker| maker.pid != process.pid) {
+        let Some(Kind::Epoll(epoll)) = &file.kind else {
+            continue;
+        };
+        if making
+            .maker(file.id)
+            .is_none_or(|maker| maker.pid != process.pid)
+        {
             continue;
         }
         for item in &epoll.items {
-            let held = process.descriptors.iter().any(|d| d.fd == item.fd && d.file == item.file);
+            let held = process
+                .descriptors
+                .iter()
+                .any(|d| d.fd == item.fd && d.file == item.file);
             let mut temporary = None;
             if !held {
                 // The number it was registered under has another file by now, or none: put the right one there for the moment.
                 let maker = making.maker(item.file).map_or(0, |maker| maker.pid);
-                let got = if maker == process.pid { making.place(item.file) } else { shell.fetch(maker, making.place(item.file)) };
-                let parked = process.descriptors.iter().any(|d| d.fd == item.fd).then(|| {
-                    let parked = making.place(0);
-                    shell.duplicate(item.fd, parked, true);
-                    shell.close(item.fd);
-                    parked
-                });
+                let got = if maker == process.pid {
+                    making.place(item.file)
+                } else {
+                    shell.fetch(maker, making.place(item.file))
+                };
+                let parked = process
+                    .descriptors
+                    .iter()
+                    .any(|d| d.fd == item.fd)
+                    .then(|| {
+                        let parked = making.place(0);
+                        shell.duplicate(item.fd, parked, true);
+                        shell.close(item.fd);
+                        parked
+                    });
                 shell.duplicate(got, item.fd, true);
                 temporary = Some((got, maker != process.pid, parked));
             }
-            let event = shell.program.bytes([&item.events.to_ne_bytes()[..], &item.data.to_ne_bytes()[..]].concat());
-            let args = [making.place(file.id).into(), libc::EPOLL_CTL_ADD.into(), item.fd.into(), event.into()];
-            shell.program.must(libc::SYS_epoll_ctl, &args, format!("watch descriptor {}", item.fd));
+            let event = shell
+                .program
+                .bytes([&item.events.to_ne_bytes()[..], &item.data.to_ne_bytes()[..]].concat());
+            let args = [
+                making.place(file.id).into(),
+                libc::EPOLL_CTL_ADD.into(),
+                item.fd.into(),
+                event.into(),
+            ];
+            shell.program.must(
+                libc::SYS_epoll_ctl,
+                &args,
+                format!("watch descriptor {}", item.fd),
+            );
             if let Some((got, fetched, parked)) = temporary {
                 shell.close(item.fd);
                 if fetched {
                     shell.close(got);
                 }
                 if let Some(parked) = parked {
-                    let flag = process.descriptors.iter().any(|d| d.fd == item.fd && d.close_on_exec);
+                    let flag = process
+                        .descriptors
+                        .iter()
+                        .any(|d| d.fd == item.fd && d.close_on_exec);
                     shell.rename(parked, item.fd, flag);
                 }
             }

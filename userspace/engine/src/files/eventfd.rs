@@ -8,10 +8,17 @@ use super::{Held, Shell};
 pub(crate) fn capture(held: &Held) -> Kind {
     // fs/eventfd.c, eventfd_show_fdinfo: the count is in hexadecimal.
     let hex = |name: &str| {
-        let value = held.info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+        let value = held
+            .info
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .unwrap_or_default();
         u64::from_str_radix(value.trim(), 16).unwrap_or(0)
     };
-    Kind::Eventfd(EventFd { count: hex("eventfd-count"), semaphore: hex("eventfd-semaphore") != 0 })
+    Kind::Eventfd(EventFd {
+        count: hex("eventfd-count"),
+        semaphore: hex("eventfd-semaphore") != 0,
+    })
 }
 
 pub(crate) fn open(shell: &mut Shell, eventfd: &EventFd, flags: u32) -> u32 {
@@ -19,10 +26,18 @@ pub(crate) fn open(shell: &mut Shell, eventfd: &EventFd, flags: u32) -> u32 {
     if eventfd.semaphore {
         open_flags |= libc::EFD_SEMAPHORE;
     }
-    let fd = shell.open(libc::SYS_eventfd2, &[0.into(), open_flags.into()], "make an eventfd");
+    let fd = shell.open(
+        libc::SYS_eventfd2,
+        &[0.into(), open_flags.into()],
+        "make an eventfd",
+    );
     if eventfd.count != 0 {
         let count = shell.program.words(&[eventfd.count]);
-        shell.program.must(libc::SYS_write, &[fd.into(), count.into(), 8.into()], "set its count");
+        shell.program.must(
+            libc::SYS_write,
+            &[fd.into(), count.into(), 8.into()],
+            "set its count",
+        );
     }
     fd
 }

@@ -27,21 +27,41 @@ pub(crate) struct Outer {
 }
 
 fn key(meta: &std::fs::Metadata) -> (u64, u64, u64, u32) {
-    (meta.dev(), meta.ino(), meta.rdev(), meta.mode() & libc::S_IFMT)
+    (
+        meta.dev(),
+        meta.ino(),
+        meta.rdev(),
+        meta.mode() & libc::S_IFMT,
+    )
 }
 
 impl Outer {
     /// Those of a process.
     pub(crate) fn of(pid: u32) -> Self {
-        let look = |fd: u32| std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok().map(|meta| key(&meta));
-        let more = procfs::numbered(&format!("/proc/{pid}/fd")).into_iter().filter(|&fd| fd > 2);
-        Self { stdio: [0, 1, 2].map(look), inherited: more.filter_map(|fd| Some((fd, look(fd)?))).collect() }
+        let look = |fd: u32| {
+            std::fs::metadata(format!("/proc/{pid}/fd/{fd}"))
+                .ok()
+                .map(|meta| key(&meta))
+        };
+        let more = procfs::numbered(&format!("/proc/{pid}/fd"))
+            .into_iter()
+            .filter(|&fd| fd > 2);
+        Self {
+            stdio: [0, 1, 2].map(look),
+            inherited: more.filter_map(|fd| Some((fd, look(fd)?))).collect(),
+        }
     }
 
     fn number(&self, held: &Held) -> Option<u32> {
-        let position = self.stdio.iter().position(|stdio| *stdio == Some(key(&held.meta)))?;
+        let position = self
+            .stdio
+            .iter()
+            .position(|stdio| *stdio == Some(key(&held.meta)))?;
         // The same object may be there more than once: prefer the number it has.
-        let own = self.stdio.get(held.fd as usize).is_some_and(|stdio| *stdio == Some(key(&held.meta)));
+        let own = self
+            .stdio
+            .get(held.fd as usize)
+            .is_some_and(|stdio| *stdio == Some(key(&held.meta)));
         Some(if own { held.fd } else { position as u32 })
     }
 
@@ -52,7 +72,12 @@ impl Outer {
         }
         let termios = sys::ioctl_read(&held.file, TCGETS, 36).ok()?;
         let (rows, columns) = size(&held.file);
-        Some(Kind::Terminal(Terminal { termios, rows, columns, path: held.link.clone() }))
+        Some(Kind::Terminal(Terminal {
+            termios,
+            rows,
+            columns,
+            path: held.link.clone(),
+        }))
     }
 
     /// A descriptor from outside that is neither a terminal nor a file.
@@ -61,9 +86,17 @@ impl Outer {
         if held.link.starts_with("anon_inode:") {
             return None;
         }
-        let inherited = || self.inherited.iter().find(|(_, other)| *other == key(&held.meta)).map(|(fd, _)| *fd);
+        let inherited = || {
+            self.inherited
+                .iter()
+                .find(|(_, other)| *other == key(&held.meta))
+                .map(|(fd, _)| *fd)
+        };
         let fd = self.number(held).or_else(inherited)?;
-        Some(Kind::Outer(proto::Outer { fd, what: held.link.clone() }))
+        Some(Kind::Outer(proto::Outer {
+            fd,
+            what: held.link.clone(),
+        }))
     }
 }
 
@@ -86,7 +119,11 @@ pub(crate) fn number(file: &OpenFile, fd: u32, host: &Host) -> Option<u32> {
 ///
 /// A group of the job's that was in the foreground is again, and so is the root's own, which nobody else would bring there. `seen`
 /// gives a process's pid as we see it.
-pub(crate) fn settle(snapshot: &Snapshot, terminal: Option<u32>, seen: &dyn Fn(u32) -> Option<i32>) {
+pub(crate) fn settle(
+    snapshot: &Snapshot,
+    terminal: Option<u32>,
+    seen: &dyn Fn(u32) -> Option<i32>,
+) {
     let fd = match terminal {
         Some(0) => std::io::stdin().as_fd().try_clone_to_owned(),
         Some(1) => std::io::stdout().as_fd().try_clone_to_owned(),
@@ -94,7 +131,13 @@ pub(crate) fn settle(snapshot: &Snapshot, terminal: Option<u32>, seen: &dyn Fn(u
         _ => return,
     };
     let Ok(fd) = fd else { return };
-    let Some(root) = snapshot.processes.iter().find(|process| process.pid == snapshot.root) else { return };
+    let Some(root) = snapshot
+        .processes
+        .iter()
+        .find(|process| process.pid == snapshot.root)
+    else {
+        return;
+    };
     if tcgetpgrp(&fd).ok() != Some(getpgrp()) || !root.outer_terminal {
         return;
     }
@@ -102,8 +145,18 @@ pub(crate) fn settle(snapshot: &Snapshot, terminal: Option<u32>, seen: &dyn Fn(u
         Some(Kind::Terminal(terminal)) => Some(terminal),
         _ => None,
     });
-    let foreground = if root.foreground == 0 { root.pgid } else { root.foreground };
-    let members = || snapshot.processes.iter().filter(|p| p.sid == 0 && p.pgid == foreground).filter_map(|p| seen(p.pid));
+    let foreground = if root.foreground == 0 {
+        root.pgid
+    } else {
+        root.foreground
+    };
+    let members = || {
+        snapshot
+            .processes
+            .iter()
+            .filter(|p| p.sid == 0 && p.pgid == foreground)
+            .filter_map(|p| seen(p.pid))
+    };
     if let Some(recorded) = recorded {
         if sys::ioctl_read(&fd, TCGETS, 36).is_ok_and(|now| now != recorded.termios) {
             let _ = sys::ioctl_write(&fd, TCSETS, &recorded.termios);

@@ -12,9 +12,18 @@ use super::outer::Outer;
 use super::{Held, Making, STATUS_FLAGS, Shell, Why};
 
 pub(crate) fn capture(held: &Held) -> Kind {
-    let path = if held.link.starts_with("pipe:") { String::new() } else { held.link.clone() };
+    let path = if held.link.starts_with("pipe:") {
+        String::new()
+    } else {
+        held.link.clone()
+    };
     let capacity = sys::fcntl(&held.file, libc::F_GETPIPE_SZ, 0).unwrap_or(0) as u32;
-    Kind::Pipe(PipeEnd { pipe: held.meta.ino(), path, capacity, data: Vec::new() })
+    Kind::Pipe(PipeEnd {
+        pipe: held.meta.ino(),
+        path,
+        capacity,
+        data: Vec::new(),
+    })
 }
 
 fn reads(flags: u32) -> bool {
@@ -26,14 +35,30 @@ fn writes(flags: u32) -> bool {
 }
 
 /// Finds out which pipes lead out of the job, and reads the others without taking anything out.
-pub(crate) fn finish(files: &mut [OpenFile], pending: &[(u32, Held)], outer: &Outer, refuse: &mut dyn FnMut(&Held, Why)) {
-    let is_pipe = |files: &[OpenFile], id: u32| matches!(files[id as usize - 1].kind, Some(Kind::Pipe(_)));
-    let ends: Vec<&(u32, Held)> = pending.iter().filter(|(id, _)| is_pipe(files, *id)).collect();
+pub(crate) fn finish(
+    files: &mut [OpenFile],
+    pending: &[(u32, Held)],
+    outer: &Outer,
+    refuse: &mut dyn FnMut(&Held, Why),
+) {
+    let is_pipe =
+        |files: &[OpenFile], id: u32| matches!(files[id as usize - 1].kind, Some(Kind::Pipe(_)));
+    let ends: Vec<&(u32, Held)> = pending
+        .iter()
+        .filter(|(id, _)| is_pipe(files, *id))
+        .collect();
     let mut done: Vec<u64> = Vec::new();
     for (id, held) in &ends {
         let inode = held.meta.ino();
-        let same = || ends.iter().filter(|(_, other)| other.meta.ino() == inode && other.meta.dev() == held.meta.dev());
-        let (reader, writer) = (same().find(|(_, h)| reads(h.flags)), same().any(|(_, h)| writes(h.flags)));
+        let same = || {
+            ends.iter().filter(|(_, other)| {
+                other.meta.ino() == inode && other.meta.dev() == held.meta.dev()
+            })
+        };
+        let (reader, writer) = (
+            same().find(|(_, h)| reads(h.flags)),
+            same().any(|(_, h)| writes(h.flags)),
+        );
         if reader.is_none() || !writer {
             if let Some(kind) = outer.object(held) {
                 files[*id as usize - 1].kind = Some(kind);
@@ -41,8 +66,15 @@ pub(crate) fn finish(files: &mut [OpenFile], pending: &[(u32, Held)], outer: &Ou
             }
             // A FIFO has a name by which it is opened again, whoever is at its other end.
             if held.link.starts_with("pipe:") && other_end_is_alive(held) {
-                let why = "the other end of this pipe is held by a process outside of the job".to_owned();
-                refuse(held, (why, "checkpoint the process that holds it too, as one job".to_owned()));
+                let why =
+                    "the other end of this pipe is held by a process outside of the job".to_owned();
+                refuse(
+                    held,
+                    (
+                        why,
+                        "checkpoint the process that holds it too, as one job".to_owned(),
+                    ),
+                );
                 continue;
             }
         }
@@ -50,7 +82,9 @@ pub(crate) fn finish(files: &mut [OpenFile], pending: &[(u32, Held)], outer: &Ou
             continue;
         }
         done.push(inode);
-        let Some((reader_id, reader)) = reader else { continue };
+        let Some((reader_id, reader)) = reader else {
+            continue;
+        };
         if reader.flags & libc::O_DIRECT as u32 != 0 {
             let why = "pipes in packet mode are not supported yet".to_owned();
             refuse(held, (why, "checkpoint when it is closed".to_owned()));
@@ -62,7 +96,13 @@ pub(crate) fn finish(files: &mut [OpenFile], pending: &[(u32, Held)], outer: &Ou
                     end.data = data;
                 }
             }
-            Err(error) => refuse(held, (format!("what is in it cannot be read: {error}"), "try again".to_owned())),
+            Err(error) => refuse(
+                held,
+                (
+                    format!("what is in it cannot be read: {error}"),
+                    "try again".to_owned(),
+                ),
+            ),
         }
     }
 }
@@ -74,7 +114,9 @@ fn other_end_is_alive(held: &Held) -> bool {
     let mut fds = [PollFd::new(held.file.as_fd(), PollFlags::empty())];
     let _ = poll(&mut fds, PollTimeout::ZERO);
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
-    !fds[0].revents().is_some_and(|events| events.intersects(gone))
+    !fds[0]
+        .revents()
+        .is_some_and(|events| events.intersects(gone))
 }
 
 /// The bytes in a pipe, by duplicating them into one of our own.
@@ -92,7 +134,10 @@ fn peek(pipe: &OwnedFd) -> std::io::Result<Vec<u8>> {
     let mut data = Vec::with_capacity(n);
     std::fs::File::from(read).read_to_end(&mut data)?;
     if data.len() != waiting {
-        return Err(std::io::Error::other(format!("{} of {waiting} bytes", data.len())));
+        return Err(std::io::Error::other(format!(
+            "{} of {waiting} bytes",
+            data.len()
+        )));
     }
     Ok(data)
 }
@@ -108,7 +153,12 @@ fn ends<'a>(making: &Making<'a>, pipe: u64) -> Vec<(&'a OpenFile, &'a PipeEnd)> 
 
 /// Makes a pipe with all its ends when the first of them comes up; the others find theirs made. The process that makes it keeps each end at its
 /// place, whoever it is for.
-pub(crate) fn open(shell: &mut Shell, making: &Making<'_>, end: &PipeEnd, file: &OpenFile) -> Option<u32> {
+pub(crate) fn open(
+    shell: &mut Shell,
+    making: &Making<'_>,
+    end: &PipeEnd,
+    file: &OpenFile,
+) -> Option<u32> {
     let all = ends(making, end.pipe);
     let &(first, _) = all.first()?;
     if first.id != file.id {
@@ -119,7 +169,11 @@ pub(crate) fn open(shell: &mut Shell, making: &Making<'_>, end: &PipeEnd, file: 
     // Both ends for the time of making, so that opening another never blocks.
     let (read, write) = if end.path.is_empty() {
         let both = shell.program.output(8);
-        shell.program.must(libc::SYS_pipe2, &[both.into(), libc::O_CLOEXEC.into()], "make a pipe");
+        shell.program.must(
+            libc::SYS_pipe2,
+            &[both.into(), libc::O_CLOEXEC.into()],
+            "make a pipe",
+        );
         (shell.numbers.allocate(), shell.numbers.allocate())
     } else {
         let both = shell.open_path(&end.path, (libc::O_RDWR | libc::O_NONBLOCK) as u32);
@@ -140,7 +194,12 @@ pub(crate) fn open(shell: &mut Shell, making: &Making<'_>, end: &PipeEnd, file: 
                 let data = shell.program.bytes(piece);
                 let args = [write.into(), data.into(), piece.len().into()];
                 let label = format!("put {} bytes into the pipe", piece.len());
-                shell.program.call(libc::SYS_write, &args, remote::Expect::Exactly(piece.len() as u64), label);
+                shell.program.call(
+                    libc::SYS_write,
+                    &args,
+                    remote::Expect::Exactly(piece.len() as u64),
+                    label,
+                );
             }
         }
     }
@@ -150,14 +209,26 @@ pub(crate) fn open(shell: &mut Shell, making: &Making<'_>, end: &PipeEnd, file: 
         let both = reads(other.flags) && writes(other.flags);
         let fd = if used[which] || both || !end.path.is_empty() {
             // One more open file description of the same end.
-            let path = if end.path.is_empty() { format!("/proc/self/fd/{}", [read, write][which]) } else { end.path.clone() };
-            shell.open_path(&path, other.flags & libc::O_ACCMODE as u32 | libc::O_NONBLOCK as u32)
+            let path = if end.path.is_empty() {
+                format!("/proc/self/fd/{}", [read, write][which])
+            } else {
+                end.path.clone()
+            };
+            shell.open_path(
+                &path,
+                other.flags & libc::O_ACCMODE as u32 | libc::O_NONBLOCK as u32,
+            )
         } else {
             used[which] = true;
             let original = [read, write][which];
             shell.open(libc::SYS_dup, &[original.into()], "keep one end")
         };
-        shell.fcntl(fd, libc::F_SETFL, u64::from(other.flags & STATUS_FLAGS), "set its flags");
+        shell.fcntl(
+            fd,
+            libc::F_SETFL,
+            u64::from(other.flags & STATUS_FLAGS),
+            "set its flags",
+        );
         shell.rename(fd, making.place(other.id), true);
         super::set_owner(shell, making.place(other.id), other);
     }

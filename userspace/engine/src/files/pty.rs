@@ -52,12 +52,22 @@ pub(crate) fn capture(held: &Held) -> Option<Result<Kind, Why>> {
         return Some(master(held));
     }
     let index = nix::sys::stat::minor(device) as u32;
-    (nix::sys::stat::major(device) == SLAVE).then(|| Ok(Kind::Pty(Pty { index, ..Default::default() })))
+    (nix::sys::stat::major(device) == SLAVE).then(|| {
+        Ok(Kind::Pty(Pty {
+            index,
+            ..Default::default()
+        }))
+    })
 }
 
 fn master(held: &Held) -> Result<Kind, Why> {
     let read = |request, length| sys::ioctl_read(&held.file, request, length);
-    let unreadable = |error| (format!("its settings cannot be read: {error}"), "report this program".to_owned());
+    let unreadable = |error| {
+        (
+            format!("its settings cannot be read: {error}"),
+            "report this program".to_owned(),
+        )
+    };
     let termios = read(TCGETS2, 44).map_err(unreadable)?;
     let size = read(TIOCGWINSZ, 8).map_err(unreadable)?;
     let half = |at: usize| u32::from(u16::from_ne_bytes([size[2 * at], size[2 * at + 1]]));
@@ -92,7 +102,11 @@ fn pty(file: &OpenFile) -> Option<&Pty> {
 
 /// The master of a pseudo terminal of the job.
 fn master_of(files: &[OpenFile], index: u32) -> Option<(&OpenFile, &Pty)> {
-    files.iter().find_map(|file| pty(file).filter(|pty| pty.master && pty.index == index).map(|pty| (file, pty)))
+    files.iter().find_map(|file| {
+        pty(file)
+            .filter(|pty| pty.master && pty.index == index)
+            .map(|pty| (file, pty))
+    })
 }
 
 /// Runs a program in the leader of a process.
@@ -106,14 +120,23 @@ pub(crate) fn finish(
     refuse: &mut dyn FnMut(&Held, Why),
 ) -> Result<(), CheckpointError> {
     for (id, held) in pending {
-        let Some(end) = pty(&files[*id as usize - 1]).cloned() else { continue };
+        let Some(end) = pty(&files[*id as usize - 1]).cloned() else {
+            continue;
+        };
         let slave = pending.iter().find(|(id, _)| {
-            pty(&files[*id as usize - 1]).is_some_and(|other| !other.master && other.index == end.index)
+            pty(&files[*id as usize - 1])
+                .is_some_and(|other| !other.master && other.index == end.index)
         });
         if !end.master {
             if master_of(files, end.index).is_none() {
                 let why = "this terminal belongs to a process outside of the job, and is not the one the job was started on";
-                refuse(held, (why.to_owned(), "checkpoint the process that made it too, as one job".to_owned()));
+                refuse(
+                    held,
+                    (
+                        why.to_owned(),
+                        "checkpoint the process that made it too, as one job".to_owned(),
+                    ),
+                );
             }
             continue;
         }
@@ -144,15 +167,26 @@ pub(crate) fn finish(
 fn unreadable(end: &Pty, master: &Held, slave: Option<&OwnedFd>) -> Option<Why> {
     let again = || "try again in a moment".to_owned();
     if end.packet && ready(&master.file, PollFlags::POLLPRI).contains(PollFlags::POLLPRI) {
-        return Some(("it has a notice (packet mode) that its reader has not seen yet".to_owned(), again()));
+        return Some((
+            "it has a notice (packet mode) that its reader has not seen yet".to_owned(),
+            again(),
+        ));
     }
     let waiting = |fd: &OwnedFd| sys::bytes_waiting(fd).unwrap_or(0);
     let slave = slave?;
     if waiting(&master.file) > 0 && !ready(slave, PollFlags::POLLOUT).contains(PollFlags::POLLOUT) {
-        return Some(("it is full of output, or stopped (Ctrl-S), with output waiting".to_owned(), again()));
+        return Some((
+            "it is full of output, or stopped (Ctrl-S), with output waiting".to_owned(),
+            again(),
+        ));
     }
     let typed = waiting(slave);
-    (typed > MOST_INPUT).then(|| (format!("{typed} bytes were typed ahead of its reader, more than can be kept"), again()))
+    (typed > MOST_INPUT).then(|| {
+        (
+            format!("{typed} bytes were typed ahead of its reader, more than can be kept"),
+            again(),
+        )
+    })
 }
 
 /// Takes everything out of both queues and puts it back. Gives the reading calls with their outputs: of the input, and of the output.
@@ -163,34 +197,70 @@ fn drain(end: &Pty, held: &Held) -> (Program, (usize, Blob), Vec<(usize, Blob)>)
     let quiet = program.bytes(quiet(&end.termios));
     let raw = program.bytes(without_lines(&end.termios));
     let set = |program: &mut Program, termios: Blob| {
-        program.try_call(libc::SYS_ioctl, &[master.into(), TCSETS2.into(), termios.into()], "set the terminal");
+        program.try_call(
+            libc::SYS_ioctl,
+            &[master.into(), TCSETS2.into(), termios.into()],
+            "set the terminal",
+        );
     };
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let slave = program.try_call(libc::SYS_ioctl, &[master.into(), TIOCGPTPEER.into(), flags.into()], "open the other end");
+    let slave = program.try_call(
+        libc::SYS_ioctl,
+        &[master.into(), TIOCGPTPEER.into(), flags.into()],
+        "open the other end",
+    );
     // FD_CLOEXEC, which is 1: the number of buffers to read into. Without the other end nothing is taken out.
-    let one = program.try_call(libc::SYS_fcntl, &[Arg::Result(slave), libc::F_GETFD.into()], "is it open?");
+    let one = program.try_call(
+        libc::SYS_fcntl,
+        &[Arg::Result(slave), libc::F_GETFD.into()],
+        "is it open?",
+    );
     let packet = |program: &mut Program, on: u32| {
         let on = program.bytes(on.to_ne_bytes());
-        program.try_call(libc::SYS_ioctl, &[master.into(), TIOCPKT.into(), on.into()], "packet mode");
+        program.try_call(
+            libc::SYS_ioctl,
+            &[master.into(), TIOCPKT.into(), on.into()],
+            "packet mode",
+        );
     };
     if end.packet {
         packet(&mut program, 0);
     }
     let status = |program: &mut Program, flags: u32| {
-        program.try_call(libc::SYS_fcntl, &[master.into(), libc::F_SETFL.into(), flags.into()], "set its flags");
+        program.try_call(
+            libc::SYS_fcntl,
+            &[master.into(), libc::F_SETFL.into(), flags.into()],
+            "set its flags",
+        );
     };
-    status(&mut program, held.flags & STATUS_FLAGS | libc::O_NONBLOCK as u32);
+    status(
+        &mut program,
+        held.flags & STATUS_FLAGS | libc::O_NONBLOCK as u32,
+    );
     set(&mut program, quiet);
     let take = |program: &mut Program, from: Arg| {
         let buffer = program.output(PIECE);
         let vector = program.words(&[0, PIECE as u64]);
         program.point(vector, 0, buffer);
-        (program.try_call(libc::SYS_readv, &[from, vector.into(), Arg::Result(one)], "take out"), buffer)
+        (
+            program.try_call(
+                libc::SYS_readv,
+                &[from, vector.into(), Arg::Result(one)],
+                "take out",
+            ),
+            buffer,
+        )
     };
     let put = |program: &mut Program, to: Arg, (call, buffer): (usize, Blob)| {
-        program.try_call(libc::SYS_write, &[to, buffer.into(), Arg::Result(call)], "put back");
+        program.try_call(
+            libc::SYS_write,
+            &[to, buffer.into(), Arg::Result(call)],
+            "put back",
+        );
     };
-    let output: Vec<_> = (0..PIECES).map(|_| take(&mut program, master.into())).collect();
+    let output: Vec<_> = (0..PIECES)
+        .map(|_| take(&mut program, master.into()))
+        .collect();
     for &piece in &output {
         put(&mut program, Arg::Result(slave), piece);
     }
@@ -204,7 +274,11 @@ fn drain(end: &Pty, held: &Held) -> (Program, (usize, Blob), Vec<(usize, Blob)>)
     if end.packet {
         packet(&mut program, 1);
     }
-    program.try_call(libc::SYS_close, &[Arg::Result(slave)], "close the other end");
+    program.try_call(
+        libc::SYS_close,
+        &[Arg::Result(slave)],
+        "close the other end",
+    );
     (program, input, output)
 }
 
@@ -212,9 +286,18 @@ fn drain(end: &Pty, held: &Held) -> (Program, (usize, Blob), Vec<(usize, Blob)>)
 /// (drivers/tty/n_tty.c, n_tty_poll).
 fn nudge(program: &mut Program, slave: Arg) {
     // An epoll takes a descriptor that is another call's result, which a set of bits cannot.
-    let epoll = program.try_call(libc::SYS_epoll_create1, &[libc::EPOLL_CLOEXEC.into()], "watch the other end");
+    let epoll = program.try_call(
+        libc::SYS_epoll_create1,
+        &[libc::EPOLL_CLOEXEC.into()],
+        "watch the other end",
+    );
     let event = program.bytes([&(libc::EPOLLIN as u32).to_ne_bytes()[..], &[0; 8]].concat());
-    let args = [Arg::Result(epoll), libc::EPOLL_CTL_ADD.into(), slave, event.into()];
+    let args = [
+        Arg::Result(epoll),
+        libc::EPOLL_CTL_ADD.into(),
+        slave,
+        event.into(),
+    ];
     program.try_call(libc::SYS_epoll_ctl, &args, "wait until it has arrived");
     program.try_call(libc::SYS_close, &[Arg::Result(epoll)], "stop watching");
 }
@@ -231,8 +314,17 @@ fn quiet(termios: &[u8]) -> Vec<u8> {
     keep(4, !libc::OPOST);
     keep(12, libc::ICANON | libc::EXTPROC);
     for character in [
-        libc::VINTR, libc::VQUIT, libc::VERASE, libc::VKILL, libc::VEOF, libc::VSTART, libc::VSTOP, libc::VSUSP, libc::VREPRINT,
-        libc::VWERASE, libc::VLNEXT,
+        libc::VINTR,
+        libc::VQUIT,
+        libc::VERASE,
+        libc::VKILL,
+        libc::VEOF,
+        libc::VSTART,
+        libc::VSTOP,
+        libc::VSUSP,
+        libc::VREPRINT,
+        libc::VWERASE,
+        libc::VLNEXT,
     ] {
         out[17 + character] = 0;
     }
@@ -246,13 +338,28 @@ fn without_lines(termios: &[u8]) -> Vec<u8> {
 }
 
 /// Finds the controlling terminals of sessions. `outer` are the processes' pids as we see them.
-pub(crate) fn controlling(processes: &mut [Process], outer: &[u32], files: &[OpenFile], refusals: &mut Vec<Refusal>) {
-    let stats: Vec<Stat> = outer.iter().map(|&pid| Stat::read(pid).unwrap_or_default()).collect();
-    let groups: Vec<(i64, u32)> = stats.iter().zip(processes.iter()).map(|(stat, p)| (stat.field(5), p.pgid)).collect();
+pub(crate) fn controlling(
+    processes: &mut [Process],
+    outer: &[u32],
+    files: &[OpenFile],
+    refusals: &mut Vec<Refusal>,
+) {
+    let stats: Vec<Stat> = outer
+        .iter()
+        .map(|&pid| Stat::read(pid).unwrap_or_default())
+        .collect();
+    let groups: Vec<(i64, u32)> = stats
+        .iter()
+        .zip(processes.iter())
+        .map(|(stat, p)| (stat.field(5), p.pgid))
+        .collect();
     for (process, stat) in processes.iter_mut().zip(&stats) {
         // new_encode_dev() of include/linux/kdev_t.h.
         let device = stat.field(7) as u64;
-        let (major, index) = (device >> 8 & 0xfff, (device & 0xff | device >> 12 & 0xf_ff00) as u32);
+        let (major, index) = (
+            device >> 8 & 0xfff,
+            (device & 0xff | device >> 12 & 0xf_ff00) as u32,
+        );
         if device == 0 || (process.sid != 0 && process.sid != process.pid) {
             continue;
         }
@@ -267,7 +374,8 @@ pub(crate) fn controlling(processes: &mut [Process], outer: &[u32], files: &[Ope
             None => refusals.push(Refusal {
                 pid: process.pid,
                 what: "its controlling terminal".to_owned(),
-                why: "the terminal of its session belongs to a process outside of the job".to_owned(),
+                why: "the terminal of its session belongs to a process outside of the job"
+                    .to_owned(),
                 advice: "checkpoint the process that made it too, as one job".to_owned(),
             }),
         }
@@ -276,23 +384,42 @@ pub(crate) fn controlling(processes: &mut [Process], outer: &[u32], files: &[Ope
 
 /// The indices of all pseudo terminals of a job.
 pub(crate) fn indices(files: &[OpenFile]) -> impl Iterator<Item = u32> + '_ {
-    files.iter().filter_map(pty).filter(|pty| pty.master).map(|pty| pty.index)
+    files
+        .iter()
+        .filter_map(pty)
+        .filter(|pty| pty.master)
+        .map(|pty| pty.index)
 }
 
 fn ioctl(shell: &mut Shell, fd: u32, request: u64, argument: impl Into<Arg>, label: &str) {
-    shell.program.must(libc::SYS_ioctl, &[fd.into(), request.into(), argument.into()], label);
+    shell.program.must(
+        libc::SYS_ioctl,
+        &[fd.into(), request.into(), argument.into()],
+        label,
+    );
 }
 
 fn peer(shell: &mut Shell, master: u32, index: u32, flags: u32) -> u32 {
-    let flags = flags & (libc::O_ACCMODE as u32 | STATUS_FLAGS) | (libc::O_NOCTTY | libc::O_CLOEXEC) as u32;
-    shell.open(libc::SYS_ioctl, &[master.into(), TIOCGPTPEER.into(), flags.into()], format!("open /dev/pts/{index}"))
+    let flags =
+        flags & (libc::O_ACCMODE as u32 | STATUS_FLAGS) | (libc::O_NOCTTY | libc::O_CLOEXEC) as u32;
+    shell.open(
+        libc::SYS_ioctl,
+        &[master.into(), TIOCGPTPEER.into(), flags.into()],
+        format!("open /dev/pts/{index}"),
+    )
 }
 
 /// How many indices below that of `file` are free when it is made; devpts gives the lowest.
 fn free_below(making: &Making<'_>, file: &OpenFile, index: u32) -> usize {
     let order = |file: &OpenFile| {
         let maker = making.maker(file.id).map_or(0, |maker| maker.pid);
-        (making.processes.iter().position(|process| process.pid == maker), file.id)
+        (
+            making
+                .processes
+                .iter()
+                .position(|process| process.pid == maker),
+            file.id,
+        )
     };
     let earlier = |file: &&OpenFile, than: &OpenFile| order(file) < order(than);
     let made: Vec<u32> = making
@@ -301,34 +428,60 @@ fn free_below(making: &Making<'_>, file: &OpenFile, index: u32) -> usize {
         .filter(|other| earlier(other, file))
         .filter_map(|other| pty(other).filter(|pty| pty.master).map(|pty| pty.index))
         .collect();
-    (0..index).filter(|other| !making.terminals.contains(other) && !made.contains(other)).count()
+    (0..index)
+        .filter(|other| !making.terminals.contains(other) && !made.contains(other))
+        .count()
 }
 
 /// Makes a pseudo terminal with all its ends when its master comes up. The process that makes it keeps each end at its place, whoever
 /// it is for.
-pub(crate) fn open(shell: &mut Shell, making: &Making<'_>, end: &Pty, file: &OpenFile) -> Option<u32> {
+pub(crate) fn open(
+    shell: &mut Shell,
+    making: &Making<'_>,
+    end: &Pty,
+    file: &OpenFile,
+) -> Option<u32> {
     let index = end.index;
     if !end.master {
         // Made with its master: fetched from there when that is another process than this.
-        let (maker, me) = (making.maker(master_of(making.files, index)?.0.id)?.pid, making.maker(file.id)?.pid);
+        let (maker, me) = (
+            making.maker(master_of(making.files, index)?.0.id)?.pid,
+            making.maker(file.id)?.pid,
+        );
         return (maker != me).then(|| shell.fetch(maker, making.place(file.id)));
     }
     let ptmx = |shell: &mut Shell| shell.open_path("/dev/ptmx", libc::O_RDWR as u32);
-    let held: Vec<u32> = (0..free_below(making, file, index)).map(|_| ptmx(shell)).collect();
+    let held: Vec<u32> = (0..free_below(making, file, index))
+        .map(|_| ptmx(shell))
+        .collect();
     let master = ptmx(shell);
     held.into_iter().for_each(|fd| shell.close(fd));
     // A futex call compares the number we got with the one we need.
     const FUTEX_CMP_REQUEUE: u64 = 4;
     let number = shell.program.output(8);
     ioctl(shell, master, TIOCGPTN, number, "ask for its number");
-    let args = [number.into(), FUTEX_CMP_REQUEUE.into(), 0.into(), 0.into(), number.into(), index.into()];
-    shell.program.must(libc::SYS_futex, &args, format!("it is /dev/pts/{index}"));
+    let args = [
+        number.into(),
+        FUTEX_CMP_REQUEUE.into(),
+        0.into(),
+        0.into(),
+        number.into(),
+        index.into(),
+    ];
+    shell
+        .program
+        .must(libc::SYS_futex, &args, format!("it is /dev/pts/{index}"));
     let unlocked = shell.program.bytes([0; 8]);
     ioctl(shell, master, TIOCSPTLCK, unlocked, "unlock it");
-    let size = [end.rows, end.columns, end.width, end.height].map(|n| (n as u16).to_ne_bytes()).concat();
+    let size = [end.rows, end.columns, end.width, end.height]
+        .map(|n| (n as u16).to_ne_bytes())
+        .concat();
     let size = shell.program.bytes(size);
     ioctl(shell, master, TIOCSWINSZ, size, "set its size");
-    let slaves = making.files.iter().filter(|other| pty(other).is_some_and(|pty| !pty.master && pty.index == index));
+    let slaves = making
+        .files
+        .iter()
+        .filter(|other| pty(other).is_some_and(|pty| !pty.master && pty.index == index));
     let slaves: Vec<&OpenFile> = slaves.collect();
     if !slaves.is_empty() || end.hung_up {
         let slave = peer(shell, master, index, libc::O_RDWR as u32);
@@ -352,20 +505,39 @@ pub(crate) fn open(shell: &mut Shell, making: &Making<'_>, end: &Pty, file: &Ope
     if end.locked {
         ioctl(shell, master, TIOCSPTLCK, on, "lock it");
     }
-    shell.fcntl(master, libc::F_SETFL, u64::from(file.flags & STATUS_FLAGS), "set its flags");
+    shell.fcntl(
+        master,
+        libc::F_SETFL,
+        u64::from(file.flags & STATUS_FLAGS),
+        "set its flags",
+    );
     Some(master)
 }
 
 /// Puts in what was on its way.
 fn fill(shell: &mut Shell, end: &Pty, master: u32, slave: u32) {
     let quiet = shell.program.bytes(quiet(&end.termios));
-    ioctl(shell, master, TCSETS2, quiet, "let everything pass as it is");
-    for (fd, data, what) in [(slave, &end.output, "output"), (master, &end.input, "input")] {
+    ioctl(
+        shell,
+        master,
+        TCSETS2,
+        quiet,
+        "let everything pass as it is",
+    );
+    for (fd, data, what) in [
+        (slave, &end.output, "output"),
+        (master, &end.input, "input"),
+    ] {
         for piece in data.chunks(PIECE) {
             let bytes = shell.program.bytes(piece);
             let args = [fd.into(), bytes.into(), piece.len().into()];
             let label = format!("put in {} bytes of {what}", piece.len());
-            shell.program.call(libc::SYS_write, &args, Expect::Exactly(piece.len() as u64), label);
+            shell.program.call(
+                libc::SYS_write,
+                &args,
+                Expect::Exactly(piece.len() as u64),
+                label,
+            );
         }
     }
     nudge(&mut shell.program, slave.into());
@@ -378,17 +550,38 @@ pub(crate) fn is_slave(file: &OpenFile) -> bool {
 
 /// The leader of a session gets its controlling terminal, and says which group is in the foreground.
 pub(crate) fn control(shell: &mut Shell, making: &Making<'_>, process: &Process) {
-    let Some((file, end)) = making.file(process.terminal).and_then(|file| Some((file, pty(file)?))) else { return };
-    let Some(maker) = making.maker(file.id).map(|maker| maker.pid) else { return };
+    let Some((file, end)) = making
+        .file(process.terminal)
+        .and_then(|file| Some((file, pty(file)?)))
+    else {
+        return;
+    };
+    let Some(maker) = making.maker(file.id).map(|maker| maker.pid) else {
+        return;
+    };
     let mine = maker == process.pid;
-    let master = if mine { making.place(file.id) } else { shell.fetch(maker, making.place(file.id)) };
+    let master = if mine {
+        making.place(file.id)
+    } else {
+        shell.fetch(maker, making.place(file.id))
+    };
     let slave = peer(shell, master, end.index, libc::O_RDWR as u32);
-    ioctl(shell, slave, TIOCSCTTY, 0, "make it the controlling terminal");
+    ioctl(
+        shell,
+        slave,
+        TIOCSCTTY,
+        0,
+        "make it the controlling terminal",
+    );
     if process.foreground != 0 {
         let group = shell.program.words(&[u64::from(process.foreground)]);
         // The group may have ended with its last zombie.
         let args = [slave.into(), TIOCSPGRP.into(), group.into()];
-        shell.program.try_call(libc::SYS_ioctl, &args, format!("put group {} into the foreground", process.foreground));
+        shell.program.try_call(
+            libc::SYS_ioctl,
+            &args,
+            format!("put group {} into the foreground", process.foreground),
+        );
     }
     shell.close(slave);
     if !mine {

@@ -17,25 +17,40 @@ fn leads_to(path: &str, device: u64, inode: u64) -> bool {
 fn lost(path: &str) -> Why {
     let why = match path.strip_suffix(" (deleted)") {
         Some(_) if path.starts_with("/memfd:") => "memfds are not supported yet".to_owned(),
-        Some(_) if path.starts_with("/SYSV") => "System V shared memory is not supported yet".to_owned(),
-        Some(path) => format!("{path} has been deleted or replaced, so that nothing could open it again"),
+        Some(_) if path.starts_with("/SYSV") => {
+            "System V shared memory is not supported yet".to_owned()
+        }
+        Some(path) => {
+            format!("{path} has been deleted or replaced, so that nothing could open it again")
+        }
         None => format!("{path} does not lead to it (another mount or namespace?)"),
     };
-    (why, "checkpoint when the program has closed it, or keep the file in place".to_owned())
+    (
+        why,
+        "checkpoint when the program has closed it, or keep the file in place".to_owned(),
+    )
 }
 
 /// The file of a mapping, or the executed one.
 pub(crate) fn mapped(pid: u32, path: &str, device: u64, inode: u64) -> Result<Regular, Why> {
-    let Ok(meta) = std::fs::metadata(path) else { return Err(lost(path)) };
+    let Ok(meta) = std::fs::metadata(path) else {
+        return Err(lost(path));
+    };
     // btrfs and overlayfs show one device in /proc and another in stat; the inode must agree all the same.
-    if meta.ino() != inode || (meta.dev() != device && meta.mode() & libc::S_IFMT != libc::S_IFREG) {
+    if meta.ino() != inode || (meta.dev() != device && meta.mode() & libc::S_IFMT != libc::S_IFREG)
+    {
         return Err(lost(path));
     }
     if meta.mode() & libc::S_IFMT != libc::S_IFREG {
         let advice = format!("checkpoint when process {pid} has unmapped it");
-        return Err((format!("{path} is not a regular file; memory of devices cannot be restored"), advice));
+        return Err((
+            format!("{path} is not a regular file; memory of devices cannot be restored"),
+            advice,
+        ));
     }
-    let build_id = File::open(path).map(|file| maps::build_id(&file)).unwrap_or_default();
+    let build_id = File::open(path)
+        .map(|file| maps::build_id(&file))
+        .unwrap_or_default();
     Ok(record(path, 0, &meta, build_id))
 }
 
@@ -45,7 +60,9 @@ fn record(path: &str, offset: u64, meta: &std::fs::Metadata, build_id: Vec<u8>) 
         offset,
         size: meta.size(),
         mode: meta.mode(),
-        modified: (meta.mtime() as u64).wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec() as u64),
+        modified: (meta.mtime() as u64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(meta.mtime_nsec() as u64),
         text: !build_id.is_empty(),
         build_id,
     }
@@ -55,19 +72,32 @@ pub(crate) fn capture(held: &Held) -> Result<Kind, Why> {
     if !leads_to(&held.link, held.meta.dev(), held.meta.ino()) {
         return Err(lost(&held.link));
     }
-    Ok(Kind::Regular(record(&held.link, held.number("pos").unwrap_or(0), &held.meta, Vec::new())))
+    Ok(Kind::Regular(record(
+        &held.link,
+        held.number("pos").unwrap_or(0),
+        &held.meta,
+        Vec::new(),
+    )))
 }
 
 pub(crate) fn directory(held: &Held) -> Result<Kind, Why> {
     if !leads_to(&held.link, held.meta.dev(), held.meta.ino()) {
         return Err(lost(&held.link));
     }
-    Ok(Kind::Directory(Directory { path: held.link.clone(), offset: held.number("pos").unwrap_or(0) }))
+    Ok(Kind::Directory(Directory {
+        path: held.link.clone(),
+        offset: held.number("pos").unwrap_or(0),
+    }))
 }
 
 /// Flags with which to open anew: nothing that creates or cuts.
 pub(super) fn reopening(flags: u32) -> u32 {
-    let kept = (libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_LARGEFILE | libc::O_PATH | libc::O_DIRECTORY) as u32;
+    let kept = (libc::O_ACCMODE
+        | libc::O_SYNC
+        | libc::O_DSYNC
+        | libc::O_LARGEFILE
+        | libc::O_PATH
+        | libc::O_DIRECTORY) as u32;
     flags & (kept | STATUS_FLAGS)
 }
 
@@ -76,14 +106,21 @@ pub(crate) fn open(shell: &mut Shell, regular: &Regular, flags: u32) -> u32 {
 }
 
 pub(crate) fn open_directory(shell: &mut Shell, directory: &Directory, flags: u32) -> u32 {
-    at(shell, &directory.path, flags | libc::O_DIRECTORY as u32, directory.offset)
+    at(
+        shell,
+        &directory.path,
+        flags | libc::O_DIRECTORY as u32,
+        directory.offset,
+    )
 }
 
 fn at(shell: &mut Shell, path: &str, flags: u32, offset: u64) -> u32 {
     let fd = shell.open_path(path, reopening(flags));
     if offset != 0 && flags & libc::O_PATH as u32 == 0 {
         let args = [fd.into(), offset.into(), libc::SEEK_SET.into()];
-        shell.program.must(libc::SYS_lseek, &args, format!("go to offset {offset}"));
+        shell
+            .program
+            .must(libc::SYS_lseek, &args, format!("go to offset {offset}"));
     }
     fd
 }
@@ -106,8 +143,11 @@ pub(crate) fn changed(regular: &Regular) -> Option<Changed> {
         Err(error) => return Some(Changed::Missing(error)),
     };
     if regular.text {
-        let build_id = File::open(&regular.path).map(|file| maps::build_id(&file)).unwrap_or_default();
-        return (build_id != regular.build_id || meta.len() != regular.size).then_some(Changed::Text);
+        let build_id = File::open(&regular.path)
+            .map(|file| maps::build_id(&file))
+            .unwrap_or_default();
+        return (build_id != regular.build_id || meta.len() != regular.size)
+            .then_some(Changed::Text);
     }
     match meta.len().cmp(&regular.size) {
         std::cmp::Ordering::Equal => None,
@@ -151,7 +191,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, b"before|after").unwrap();
-        let regular = Regular { path: path.to_str().unwrap().to_owned(), size: 7, ..Default::default() };
+        let regular = Regular {
+            path: path.to_str().unwrap().to_owned(),
+            size: 7,
+            ..Default::default()
+        };
         assert!(matches!(changed(&regular), Some(Changed::Longer(12))));
         let tail = cut_back(&regular).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"before|");

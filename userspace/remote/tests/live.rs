@@ -117,7 +117,7 @@ fn our_death_at_any_step_leaves_the_task_as_it_was() {
             }
             task.set_registers(&way_back.registers).expect("registers");
             task.set_signal_mask(way_back.mask).expect("mask");
-            drop(lent.remove(task).expect("remove"));
+            let _gone_with_this_thread = lent.remove(task).expect("remove");
         })
         .join()
         .expect("tracer");

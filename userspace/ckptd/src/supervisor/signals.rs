@@ -100,13 +100,13 @@ impl AsFd for Signals {
 /// Sends a signal by number; a process that has ended is no error.
 pub(crate) fn send(pid: u32, signal: i32) {
     let target = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    if let (Some(target), Some(signal)) = (target, Signal::from_raw(signal)) {
-        if let Err(error) = kill_process(target, signal) {
-            tracing::debug!(
-                "cannot send signal {} to process {pid}: {error}",
-                signal.as_raw()
-            );
-        }
+    if let (Some(target), Some(signal)) = (target, Signal::from_raw(signal))
+        && let Err(error) = kill_process(target, signal)
+    {
+        tracing::debug!(
+            "cannot send signal {} to process {pid}: {error}",
+            signal.as_raw()
+        );
     }
 }
 

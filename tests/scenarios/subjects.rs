@@ -39,9 +39,9 @@ subjects! {
     // The tree of processes.
     threads = own("threads");
     children = own("children");
-    orphans = own("orphans");
+    orphans = own("orphans").with_orphans();
     zombies = own("zombies");
-    sessions = own("sessions");
+    sessions = own("sessions").with_orphans();
     subreaper = own("subreaper");
     pdeathsig = own("pdeathsig");
     dead_leader = own("dead_leader");

@@ -50,6 +50,12 @@ pub enum Pids {
 /// # Panics
 /// When anything else happens.
 pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
+    if way == Way::ByPid && subject.orphans {
+        return skip(
+            subject.name,
+            "its orphans are no descendants of the process",
+        );
+    }
     if way == Way::ByPid && !crate::is_root() {
         return skip(subject.name, "only root may checkpoint any process");
     }

@@ -31,6 +31,8 @@ pub struct Subject {
     pub source: &'static str,
     /// What builds it.
     pub compiler: Compiler,
+    /// Whether it has orphans, which only a supervisor knows to be part of the job.
+    pub orphans: bool,
 }
 
 impl Subject {
@@ -41,6 +43,7 @@ impl Subject {
             name,
             source: name,
             compiler: Compiler::Gcc,
+            orphans: false,
         }
     }
 
@@ -51,7 +54,15 @@ impl Subject {
             name,
             source,
             compiler,
+            orphans: false,
         }
+    }
+
+    /// The same, with orphans.
+    #[must_use]
+    pub const fn with_orphans(mut self) -> Self {
+        self.orphans = true;
+        self
     }
 
     /// The binary, built when it is not there or older than its sources; `Err` says why this machine cannot build it.

@@ -54,6 +54,7 @@ refusals! {
     refused_userfaultfd: ["userfaultfd"];
     refused_child: ["socket"];
     refused_deleted: ["deleted"];
+    refused_dead_leader: ["leader"];
 }
 
 /// What is refused is refused through `--pid` as well.

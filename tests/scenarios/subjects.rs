@@ -44,7 +44,6 @@ subjects! {
     sessions = own("sessions").with_orphans();
     subreaper = own("subreaper");
     pdeathsig = own("pdeathsig");
-    dead_leader = own("dead_leader");
     stopped = own("stopped");
     many_threads = own("many_threads");
     many_processes = own("many_processes");

@@ -28,6 +28,8 @@ impl Tool {
 
     /// The command line that saves the tree of `pid`, which runs on, to the directory `images`.
     pub(crate) fn checkpoint(&self, pid: u32, images: &Path) -> Vec<String> {
+        // Names of running jobs are the machine's, and others may measure too.
+        let name = format!("bench-{pid}");
         let pid = pid.to_string();
         let images = images.display().to_string();
         match self {
@@ -38,7 +40,7 @@ impl Tool {
                     "--pid",
                     &pid,
                     "--name",
-                    "bench",
+                    &name,
                     "--dir",
                     &images,
                 ],
@@ -62,7 +64,7 @@ impl Tool {
     pub(crate) fn restore(&self, images: &Path) -> Vec<String> {
         let images = images.display().to_string();
         match self {
-            Self::Ckptd(path) => words(path, &["restore", "--detach", "--dir", &images, "bench"]),
+            Self::Ckptd(path) => words(path, &["restore", "--detach", "--dir", &images]),
             Self::Criu(path) => words(
                 path,
                 &[

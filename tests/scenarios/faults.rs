@@ -196,16 +196,20 @@ fn unsupervised(name: &'static str) -> Option<Job> {
     Job::start_alone(&Subject::new(name), &[])
 }
 
-/// Runs `ckptd checkpoint` of an unsupervised job, with a store elsewhere, under shell limits.
+/// Runs `ckptd checkpoint` of an unsupervised job, with a store elsewhere, under shell limits. What it says goes through
+/// a pipe, since a limit on file size would keep it from a file.
 fn checkpoint_under(job: &Job, store: &Path, limits: &str) -> Output {
     let pid = job.supervisor().unwrap().to_string();
-    let mut command = Command::new("sh");
+    let mut command = Command::new("bash");
+    command.args([
+        "-o",
+        "pipefail",
+        "-c",
+        &format!("{{ {limits} \"$@\"; }} 2>&1 | cat >&2"),
+        "bash",
+    ]);
     command
-        .arg("-c")
-        .arg(format!("{limits} exec \"$@\""))
-        .arg("sh")
-        .arg(tests::binary());
-    command
+        .arg(tests::binary())
         .args(["checkpoint", "--pid", &pid, "--name", &job.name, "--dir"])
         .arg(store);
     run(command.stdin(Stdio::null()))

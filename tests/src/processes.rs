@@ -10,18 +10,35 @@ use nix::unistd::Pid;
 /// The environment variable that marks every process of a job, its supervisor included.
 pub(crate) const MARK: &str = "CKPTD_TEST_JOB";
 
-/// The state letter and the parent of a process, as `/proc/PID/stat` has them.
-fn stat(pid: i32) -> Option<(char, i32)> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+/// The state letter and the parent of a process (or `PID/task/TID`), as its `stat` has them.
+fn stat(process: &str) -> Option<(char, i32)> {
+    let text = fs::read(format!("/proc/{process}/stat")).ok()?;
     let text = String::from_utf8_lossy(&text).into_owned();
     let mut fields = text.get(text.rfind(')')? + 2..)?.split(' ');
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// The state letter of a process, none when it is gone.
+/// The state letter of a process, none when it is gone. Of a process whose main thread has ended, that of another.
 #[must_use]
 pub fn state(pid: i32) -> Option<char> {
-    stat(pid).map(|(state, _)| state)
+    let (state, _) = stat(&pid.to_string())?;
+    if state != 'Z' {
+        return Some(state);
+    }
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let states = threads.filter_map(|thread| {
+        stat(&format!(
+            "{pid}/task/{}",
+            thread.file_name().to_string_lossy()
+        ))
+    });
+    states
+        .map(|(state, _)| state)
+        .find(|state| !"ZX".contains(*state))
+        .or(Some('Z'))
 }
 
 /// Whether a process exists and is no zombie.
@@ -44,10 +61,10 @@ pub fn marked(marker: &str) -> Vec<i32> {
         else {
             continue;
         };
-        let Some((state, parent)) = stat(pid) else {
+        let Some((_, parent)) = stat(&pid.to_string()) else {
             continue;
         };
-        if "ZX".contains(state) {
+        if !alive(pid) {
             continue;
         }
         parents.insert(pid, parent);

@@ -19,29 +19,20 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: &Args) -> Result<()> {
     setup::everything()?;
     let mut left_out = Vec::new();
-    if setup::has_cargo("fmt") {
-        say("formatting");
-        run(cargo().args(["fmt", "--all", "--check"]))?;
-    } else {
-        left_out.push("formatting: cargo fmt is not installed".to_owned());
+    let mut failed = Vec::new();
+    for (component, arguments) in CHECKS {
+        if !setup::has_cargo(component) {
+            left_out.push(format!("cargo {component} is not installed"));
+            continue;
+        }
+        say(&format!("cargo {component}"));
+        if let Err(error) = run(cargo().arg(component).args(*arguments)) {
+            failed.push(error.to_string());
+        }
     }
-    if setup::has_cargo("clippy") {
-        say("lints");
-        run(cargo().args([
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ]))?;
-    } else {
-        left_out.push("lints: cargo clippy is not installed".to_owned());
-    }
-    say("building");
+    say("cargo build");
     run(cargo().args(["build", "--workspace", "--quiet"]))?;
-    say("tests");
+    say("cargo test");
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
     if args.quick {
@@ -50,17 +41,35 @@ pub(crate) fn execute(args: &Args) -> Result<()> {
     command.args(&args.rest);
     let (passed, skipped) = run_tests(command)?;
     left_out.extend(skipped);
+    if !passed {
+        failed.push("some tests; their names are above".to_owned());
+    }
     if !left_out.is_empty() {
         say("left out");
-        for line in &left_out {
-            println!("  {line}");
-        }
+        println!("  {}", left_out.join("\n  "));
     }
-    if !passed {
-        bail!("some tests failed; their names are above");
+    if !failed.is_empty() {
+        bail!("failed:\n  {}", failed.join("\n  "));
     }
+    say("all passed");
     Ok(())
 }
+
+/// What cargo checks besides the tests.
+const CHECKS: &[(&str, &[&str])] = &[
+    ("fmt", &["--all", "--check"]),
+    (
+        "clippy",
+        &[
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
+];
 
 fn say(what: &str) {
     println!("== {what}");

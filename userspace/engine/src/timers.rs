@@ -104,6 +104,9 @@ impl Questions {
                 interval_s * 1_000_000 + interval_us,
                 left_s * 1_000_000 + left_us,
             );
+            // ITIMER_REAL is set anew when its signal is taken from the queue (kernel/signal.c, dequeue_signal): until then nothing remains.
+            let waits = which == libc::ITIMER_REAL as u32 && remaining == 0 && interval != 0;
+            let remaining = if waits { interval } else { remaining };
             (remaining != 0).then_some(IntervalTimer {
                 which,
                 interval,

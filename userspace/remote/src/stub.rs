@@ -72,6 +72,12 @@ pub fn code() -> &'static [u8] {
     }
 }
 
+/// Offset of the instruction behind the stub's `tgkill`.
+fn after_tgkill() -> usize {
+    let call = [0xb8, 234, 0, 0, 0, 0x0f, 0x05];
+    code().windows(call.len()).position(|bytes| bytes == call).unwrap_or(0) + call.len()
+}
+
 const ENTRY: usize = 128;
 const RESULT: usize = 104;
 /// The words the stub finds through r14: thread group, thread, signal, address of the signal frame.
@@ -353,15 +359,9 @@ impl<'p> Run<'p> {
         Ok(stopped)
     }
 
-    /// Whether the signal was sent by the stub (si_code SI_TKILL from the process itself).
+    /// Whether the signal is the stub's own: the task has just come out of its `tgkill`. The job may use the same signal.
     fn is_ours(&self, stopped: &Stopped) -> bool {
-        stopped.signal_info().is_ok_and(|info| {
-            let code = i32::from_ne_bytes([info[8], info[9], info[10], info[11]]);
-            let sender = i32::from_ne_bytes([info[16], info[17], info[18], info[19]]);
-            // si_pid is 0 where the sender is in another pid namespace; the stub's is the tracee's own.
-            code == libc::SI_TKILL
-                && (sender == self.slot.tgid || sender == 0 || sender == stopped.tid())
-        })
+        stopped.registers().is_ok_and(|r| r.rip == self.slot.code + after_tgkill() as u64)
     }
 
     fn take(&mut self, stopped: &Stopped) -> Result<(), RunError> {

@@ -31,7 +31,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 compress: args.compress,
                 kill: args.kill,
             };
-            of_job(&registry, &state, order, &meter)?
+            of_job(&state, order, &meter)?
         }
         (None, Some(pid)) => {
             let order = Order {
@@ -59,12 +59,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn of_job(
-    registry: &Registry,
-    state: &State,
-    order: Order,
-    meter: &Meter,
-) -> Result<Report, Failure> {
+fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure> {
     // A supervisor that is stopped with its job cannot answer.
     if state.supervisor.is_alive() && !state.supervisor.is_stopped() {
         let hear = |reply: &Reply| match reply {
@@ -72,11 +67,7 @@ fn of_job(
             Reply::Bytes(done, total) => meter.bytes(*done, *total),
             Reply::Done(_) | Reply::Failed(_) => {}
         };
-        match ask(
-            &registry.socket(&state.name),
-            &Request::Checkpoint(order.clone()),
-            hear,
-        ) {
+        match ask(&state.socket(), &Request::Checkpoint(order.clone()), hear) {
             Ok(Reply::Done(report)) => return Ok(report),
             Ok(Reply::Failed(failure)) => return Err(failure),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}

@@ -3,10 +3,18 @@
 //! `NAME/state.json` describes a job, `NAME/control.sock` leads to its supervisor. An entry whose root and
 //! supervisor have both ended is stale, and whoever comes across it under the lock removes it.
 
+mod name;
+mod state;
+
+pub(crate) use name::default_name;
+pub(crate) use state::State;
+
 use crate::failure::{Exit, Failure};
 use crate::process::ProcessId;
+use name::check_name;
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+use state::live;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,45 +24,12 @@ use std::time::{Duration, Instant};
 /// How long the supervisor of a job that has ended may take to end too.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What state.json says of a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct State {
-    /// The job's name.
-    pub name: String,
-    /// The process whose exit status is the job's; none while the job is being started or restored.
-    pub root: Option<ProcessId>,
-    /// The init of the job's own pid namespace, if it has one.
-    pub init: Option<ProcessId>,
-    /// The ckptd that started or restored it.
-    pub supervisor: ProcessId,
-    /// The store its checkpoints go to, absolute.
-    pub dir: PathBuf,
-    /// The command line, for people.
-    pub command: Vec<String>,
-    /// When it was started or restored: nanoseconds since the epoch.
-    pub started: u64,
-}
-
-impl State {
-    /// The root, while it runs.
-    pub(crate) fn live_root(&self) -> Option<ProcessId> {
-        self.root.filter(|root| root.is_alive())
-    }
-
-    /// The root has ended, and the supervisor is about to.
-    fn is_ending(&self) -> bool {
-        self.root.is_some() && self.live_root().is_none()
-    }
-
-    fn is_stale(&self) -> bool {
-        !self.supervisor.is_alive() && self.live_root().is_none()
-    }
-}
-
 /// The directory in which this user's running jobs are registered.
 #[derive(Debug, Clone)]
 pub(crate) struct Registry {
     dir: PathBuf,
+    /// Others that jobs may be registered in: XDG_RUNTIME_DIR is not there in every session.
+    further: Vec<PathBuf>,
 }
 
 impl Registry {
@@ -69,10 +44,16 @@ impl Registry {
                 .map(|dir| Path::new(&dir).join("ckptd")),
             Some(PathBuf::from(format!("/tmp/ckptd-{uid}"))),
         ];
+        let mut candidates = candidates.into_iter().flatten();
         let mut tried = Vec::new();
-        for dir in candidates.into_iter().flatten() {
+        for dir in candidates.by_ref() {
             match own_directory(&dir, uid.as_raw()) {
-                Ok(()) => return Ok(Self { dir }),
+                Ok(()) => {
+                    let further = candidates
+                        .filter(|dir| is_own(dir, uid.as_raw()).is_ok())
+                        .collect();
+                    return Ok(Self { dir, further });
+                }
                 Err(error) => tried.push(format!("{}: {error}", dir.display())),
             }
         }
@@ -91,15 +72,16 @@ impl Registry {
     /// Every job that runs, by name.
     pub(crate) fn jobs(&self) -> Result<Vec<State>, Failure> {
         let _lock = self.lock()?;
+        let mut names = BTreeSet::new();
+        for dir in std::iter::once(&self.dir).chain(&self.further) {
+            let entries = fs::read_dir(dir).map_err(|error| self.failure("read", error))?;
+            let entries = entries.flatten().filter(|entry| entry.path().is_dir());
+            names.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
+        }
         let mut jobs = Vec::new();
-        let entries = fs::read_dir(&self.dir).map_err(|error| self.failure("read", error))?;
-        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                continue;
-            };
+        for name in names {
             jobs.extend(self.live(&name)?);
         }
-        jobs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(jobs)
     }
 
@@ -108,11 +90,6 @@ impl Registry {
         check_name(name)?;
         let _lock = self.lock()?;
         self.live(name)
-    }
-
-    /// Where the supervisor of a job listens.
-    pub(crate) fn socket(&self, name: &str) -> PathBuf {
-        self.dir.join(name).join("control.sock")
     }
 
     /// Takes `name` for a new job, or the first free one of NAME-2, NAME-3, ... when `or_next`.
@@ -159,8 +136,9 @@ impl Registry {
             dir: dir.to_owned(),
             command: command.to_vec(),
             started: started.map_or(0, |time| time.as_nanos() as u64),
+            entry: path,
         };
-        let claim = Claim { path, state };
+        let claim = Claim { state };
         claim.write()?;
         drop(lock);
         Ok(claim)
@@ -168,17 +146,15 @@ impl Registry {
 
     /// The entry of that name, unless it is stale; then it is removed. The lock must be held.
     fn live(&self, name: &str) -> Result<Option<State>, Failure> {
-        let path = self.dir.join(name);
-        let state = fs::read(path.join("state.json"))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok());
-        match state.filter(|state: &State| !state.is_stale()) {
+        let entry = self.dir.join(name);
+        let further = || self.further.iter().find_map(|dir| live(dir.join(name)));
+        match live(entry.clone()) {
             Some(state) => Ok(Some(state)),
-            None => match fs::remove_dir_all(&path) {
+            None => match fs::remove_dir_all(&entry) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     Err(self.failure("clean", error))
                 }
-                _ => Ok(None),
+                _ => Ok(further()),
             },
         }
     }
@@ -205,7 +181,6 @@ impl Registry {
 /// A job's entry, held by its supervisor and removed with it.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    path: PathBuf,
     state: State,
 }
 
@@ -217,7 +192,7 @@ impl Claim {
 
     /// The entry's directory.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.state.entry
     }
 
     /// Notes that the job runs.
@@ -228,7 +203,7 @@ impl Claim {
     }
 
     fn write(&self) -> Result<(), Failure> {
-        let file = self.path.join("state.json");
+        let file = self.state.entry.join("state.json");
         let text = serde_json::to_vec_pretty(&self.state).map_err(io::Error::from);
         text.and_then(|text| write_atomically(&file, &text))
             .map_err(|error| Failure::because(format!("cannot write {}", file.display()), error))
@@ -237,8 +212,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::debug!("cannot remove {}: {error}", self.path.display());
+        if let Err(error) = fs::remove_dir_all(self.path()) {
+            tracing::debug!("cannot remove {}: {error}", self.path().display());
         }
     }
 }
@@ -262,11 +237,7 @@ fn own_directory(dir: &Path, uid: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    // In /tmp, another user may have made it first, or a link in its place.
-    let found = fs::symlink_metadata(dir)?;
-    if !found.is_dir() || found.uid() != uid {
-        return Err(io::Error::other("it belongs to another user"));
-    }
+    let found = is_own(dir, uid)?;
     if found.mode() & 0o077 != 0 {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
     }
@@ -274,39 +245,13 @@ fn own_directory(dir: &Path, uid: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// A job's name made from the program's: what its path ends in, in letters that a name may have.
-pub(crate) fn default_name(program: &str) -> String {
-    let base = program
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .unwrap_or_default();
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let name: String = base
-        .chars()
-        .map(|c| if legal(c) { c } else { '_' })
-        .take(48)
-        .collect();
-    let name = name.trim_start_matches(['.', '-']);
-    if name.is_empty() {
-        "job".to_owned()
-    } else {
-        name.to_owned()
+/// In /tmp, another user may have made it first, or a link in its place.
+fn is_own(dir: &Path, uid: u32) -> io::Result<fs::Metadata> {
+    let found = fs::symlink_metadata(dir)?;
+    if !found.is_dir() || found.uid() != uid {
+        return Err(io::Error::other("it belongs to another user"));
     }
-}
-
-/// A job's name is that of its directory here and in the store. The store's own rule is the same or narrower.
-fn check_name(name: &str) -> Result<(), Failure> {
-    let why = match name {
-        "" => "it is empty",
-        _ if name.starts_with(['.', '-']) => "it begins with a dot or a dash",
-        _ if name.len() > 128 => "it is longer than 128 bytes",
-        _ if name.contains(|c: char| c == '/' || c.is_control()) => {
-            "it has a slash or a control character"
-        }
-        _ => return Ok(()),
-    };
-    Err(Failure::new(format!("{name:?} cannot be the name of a job: {why}")).exit(Exit::Usage))
+    Ok(found)
 }
 
 /// No running job is called that.
@@ -338,6 +283,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Registry {
             dir: dir.path().to_owned(),
+            further: Vec::new(),
         };
         (dir, registry)
     }
@@ -383,6 +329,17 @@ mod tests {
     }
 
     #[test]
+    fn a_job_registered_elsewhere_is_found_and_its_name_taken() {
+        let ((_one, one), (_other, mut other)) = (registry(), registry());
+        let claim = one.claim("heat", false, Path::new("/s"), &[]).unwrap();
+        other.further.push(one.dir.clone());
+        assert_eq!(&other.find("heat").unwrap().unwrap(), claim.state());
+        assert_eq!(other.jobs().unwrap().len(), 1);
+        let second = other.claim("heat", true, Path::new("/s"), &[]).unwrap();
+        assert_eq!(second.state().name, "heat-2");
+    }
+
+    #[test]
     fn stale_and_broken_entries_vanish() {
         let (dir, registry) = registry();
         let mut claim = registry.claim("old", false, Path::new("/s"), &[]).unwrap();
@@ -401,12 +358,6 @@ mod tests {
         claim.state.supervisor.start += 1;
         claim.write().unwrap();
         assert!(registry.find("heat").unwrap().is_some());
-    }
-
-    #[test]
-    fn default_names_come_from_the_program() {
-        let names = ["./numpy/run.sh", "/usr/bin/[", "a b", "..", "dir/"].map(default_name);
-        assert_eq!(names, ["run.sh", "_", "a_b", "job", "dir"]);
     }
 
     #[test]

@@ -246,7 +246,10 @@ fn capture(
         return Err(CheckpointError::Refused(refusals));
     }
     let ids = ids(&statuses, root);
-    let mut table = Table::new(Outer::of(options.stdio_of));
+    let mut table = Table::new(Outer::of(
+        options.stdio_of,
+        order.contains(&options.stdio_of),
+    ));
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
         let Some(process) = frozen.processes.get_mut(pid) else {

@@ -75,7 +75,11 @@ pub fn code() -> &'static [u8] {
 /// Offset of the instruction behind the stub's `tgkill`.
 fn after_tgkill() -> usize {
     let call = [0xb8, 234, 0, 0, 0, 0x0f, 0x05];
-    code().windows(call.len()).position(|bytes| bytes == call).unwrap_or(0) + call.len()
+    code()
+        .windows(call.len())
+        .position(|bytes| bytes == call)
+        .unwrap_or(0)
+        + call.len()
 }
 
 const ENTRY: usize = 128;
@@ -361,7 +365,9 @@ impl<'p> Run<'p> {
 
     /// Whether the signal is the stub's own: the task has just come out of its `tgkill`. The job may use the same signal.
     fn is_ours(&self, stopped: &Stopped) -> bool {
-        stopped.registers().is_ok_and(|r| r.rip == self.slot.code + after_tgkill() as u64)
+        stopped
+            .registers()
+            .is_ok_and(|r| r.rip == self.slot.code + after_tgkill() as u64)
     }
 
     fn take(&mut self, stopped: &Stopped) -> Result<(), RunError> {

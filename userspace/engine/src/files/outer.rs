@@ -37,7 +37,9 @@ fn key(meta: &std::fs::Metadata) -> (u64, u64, u64, u32) {
 
 impl Outer {
     /// Those of a process.
-    pub(crate) fn of(pid: u32) -> Self {
+    ///
+    /// Of a process of the job itself only the standard ones count: everything else it holds is the job's own.
+    pub(crate) fn of(pid: u32, in_job: bool) -> Self {
         let look = |fd: u32| {
             std::fs::metadata(format!("/proc/{pid}/fd/{fd}"))
                 .ok()
@@ -45,7 +47,7 @@ impl Outer {
         };
         let more = procfs::numbered(&format!("/proc/{pid}/fd"))
             .into_iter()
-            .filter(|&fd| fd > 2);
+            .filter(|&fd| fd > 2 && !in_job);
         Self {
             stdio: [0, 1, 2].map(look),
             inherited: more.filter_map(|fd| Some((fd, look(fd)?))).collect(),

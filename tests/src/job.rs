@@ -291,6 +291,29 @@ impl Job {
         self.spawn(command);
     }
 
+    /// Waits until a restored job runs, or its restore has ended.
+    ///
+    /// # Panics
+    /// When neither happens.
+    #[track_caller]
+    pub fn await_restored(&mut self) {
+        wait_for("the restored job to run", || {
+            let listed = run(self.ckptd("list").arg("--json"));
+            let jobs = serde_json::from_str(&listed.stdout).unwrap_or(serde_json::Value::Null);
+            let ours = jobs
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|job| job["name"] == self.name.as_str());
+            let runs = ours.is_some_and(|job| job["pid"].is_number());
+            let ended = self
+                .supervisor
+                .as_mut()
+                .is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
+            (runs || ended).then_some(())
+        });
+    }
+
     /// Tells the subject that the checkpoint is over.
     pub fn go(&self) {
         fs::write(self.work.join("go"), "").expect("go");

@@ -106,7 +106,8 @@ impl Pagemap {
     }
 
     /// Appends to `out` the runs of pages in `range` that `MADV_GUARD_INSTALL` made (Linux 6.13; the kernel tells
-    /// since 6.15, before that they cannot be seen).
+    /// since 6.15, before that they cannot be seen). `range` may span any number of mappings: asking once for all of
+    /// an address space is cheaper than asking for each mapping.
     ///
     /// # Errors
     /// The kernel does not say.
@@ -137,10 +138,8 @@ impl Pagemap {
         match self.method {
             Method::Scan { guards } => self.scan(range, query, guards, limit, out),
             Method::Entries { zero } => {
-                if pages_in(&range) * PAGE_SIZE >= LARGE
-                    && query != GUARDS
-                    && self.is_empty(&range)?
-                {
+                // No kernel so old has guard pages.
+                if query == GUARDS || range.end - range.start >= LARGE && self.is_empty(&range)? {
                     return Ok((range.end, limit));
                 }
                 self.entries(range, query, zero, limit, out)

@@ -48,7 +48,7 @@ pub(crate) type Results = [(Workload, Vec<Entry>)];
 pub(crate) fn print(tools: &[&str], results: &Results) {
     println!("median (smallest - largest); times in ms, sizes in MiB");
     print!("{:<16}{:<8}", "workload", "tool");
-    COLUMNS.iter().for_each(|(title, ..)| print!("{title:>24}"));
+    COLUMNS.iter().for_each(|(title, ..)| print!("{title:>27}"));
     println!();
     for (workload, entries) in results {
         for (tool, entry) in tools.iter().zip(entries) {
@@ -60,7 +60,7 @@ pub(crate) fn print(tools: &[&str], results: &Results) {
             for (_, value, show) in COLUMNS {
                 let (median, low, high) = spread(entry, value);
                 print!(
-                    "{:>24}",
+                    "{:>27}",
                     format!("{} ({} - {})", show(median), show(low), show(high))
                 );
             }
@@ -84,7 +84,7 @@ fn compare(tools: &[&str], workload: &Workload, entries: &[Entry]) {
     for (index, (title, value, _)) in COLUMNS.iter().enumerate() {
         let ratio = spread(own, *value).0 / spread(peer, *value).0.max(f64::MIN_POSITIVE);
         let mut remark = format!("{title} {ratio:.2}");
-        if ratio > 1.0 {
+        if ratio > 1.005 {
             remark += &format!(" ({} is better)", tools[1]);
         } else if COMPARED.contains(&index) && ratio > workload.target {
             remark += &format!(" (target {})", workload.target);

@@ -111,7 +111,10 @@ impl Job {
         };
         let mut job = Self::prepare(subject.name);
         job.alone = true;
-        let mut command = Command::new(program);
+        // Whatever the tests were started with beyond the standard descriptors is not to be part of the job.
+        let close = r#"for fd in /proc/$$/fd/*; do n=${fd##*/}; [ "$n" -gt 2 ] && eval "exec $n>&-"; done; exec "$@""#;
+        let mut command = Command::new("bash");
+        command.args(["-c", close, "bash"]).arg(program);
         command.arg(&job.work).envs(environment.iter().copied());
         job.spawn(command);
         job.await_ready(subject.name).then_some(job)

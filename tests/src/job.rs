@@ -111,10 +111,7 @@ impl Job {
         };
         let mut job = Self::prepare(subject.name);
         job.alone = true;
-        // Whatever the tests were started with beyond the standard descriptors is not to be part of the job.
-        let close = r#"for fd in /proc/$$/fd/*; do n=${fd##*/}; [ "$n" -gt 2 ] && eval "exec $n>&-"; done; exec "$@""#;
-        let mut command = Command::new("bash");
-        command.args(["-c", close, "bash"]).arg(program);
+        let mut command = Command::new(program);
         command.arg(&job.work).envs(environment.iter().copied());
         job.spawn(command);
         job.await_ready(subject.name).then_some(job)
@@ -172,7 +169,18 @@ impl Job {
     ///
     /// # Panics
     /// When it cannot be started.
-    pub fn spawn(&mut self, mut command: Command) {
+    pub fn spawn(&mut self, command: Command) {
+        // Whatever the tests were started with beyond the standard descriptors is not to be part of the job.
+        const CLOSE: &str = r#"for fd in /proc/$$/fd/*; do n=${fd##*/}; [ "$n" -gt 2 ] && eval "exec $n>&-"; done; exec "$@""#;
+        let given = command;
+        let mut command = Command::new("bash");
+        command.args(["-c", CLOSE, "bash"]);
+        command.arg(given.get_program()).args(given.get_args());
+        let environment = |(name, value)| Some((name, Option::<&OsStr>::as_ref(&value).copied()?));
+        command.envs(given.get_envs().filter_map(environment));
+        if let Some(directory) = given.get_current_dir() {
+            command.current_dir(directory);
+        }
         let append = |path: &Path| -> File {
             OpenOptions::new()
                 .append(true)

@@ -361,8 +361,9 @@ impl Process {
     fn restore(&mut self) {
         for thread in self.threads.values() {
             if let (Some(task), Some(state)) = (&thread.task, &thread.state) {
-                let _ = task.set_registers(&state.registers);
+                // In this order: as long as the registers point into the stub, it leads back by itself.
                 let _ = task.set_signal_mask(state.mask);
+                let _ = task.set_registers(&state.registers);
             }
         }
         let Some(lent) = self.lent.take() else { return };

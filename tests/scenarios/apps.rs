@@ -139,6 +139,7 @@ macro_rules! apps {
 /// All words of a result.
 const ALL: usize = usize::MAX;
 
+// Not here yet: programs with sockets (LAMMPS starts an MPI daemon) or file locks (SQLite), which are refused.
 apps! {
     omp: [("ITERS", "1500"), ("NT", "2")], ALL, true;
     pipeline: [], 3, true; // The fourth word depends on when a pipe's reader ends, alone too.
@@ -146,9 +147,7 @@ apps! {
     octave: [], ALL, false;
     r: [], ALL, false;
     gcc: [], ALL, false;
-    lammps: [("NP", "1")], ALL, false;
     gromacs: [], ALL, false;
     openfoam: [], ALL, false;
-    sqlite: [], ALL, false;
     ffmpeg: [], ALL, false;
 }

@@ -76,13 +76,14 @@ pub(crate) struct Table {
     /// Files that are looked at again when all descriptors are known.
     pub(crate) pending: Vec<(u32, Held)>,
     pub(crate) outer: outer::Outer,
-    pub(crate) next_space: u64,
+    pub(crate) numbers: crate::track::Numbers,
 }
 
 impl Table {
-    pub(crate) fn new(outer: outer::Outer) -> Self {
+    pub(crate) fn new(outer: outer::Outer, numbers: crate::track::Numbers) -> Self {
         Self {
             outer,
+            numbers,
             ..Default::default()
         }
     }
@@ -96,12 +97,6 @@ impl Table {
             kind: Some(kind),
         });
         id
-    }
-
-    /// Space ids count from 1.
-    pub(crate) fn space(&mut self) -> u64 {
-        self.next_space += 1;
-        self.next_space
     }
 
     /// The file of a mapping; opened anew for it at restore.
@@ -162,7 +157,7 @@ impl Table {
             .map_err(failed(format!("looking at {path}")))?
             .len();
         let id = self.shared.len() as u32 + 1;
-        let space = self.space();
+        let space = self.numbers.fresh();
         let huge_page_size = if area.has("ht") { area.page_size } else { 0 };
         self.shared.push(SharedMemory {
             id,
@@ -359,7 +354,7 @@ impl Numbers {
 /// A program under way in one process, with its descriptor table.
 pub(crate) struct Shell {
     pub(crate) program: Program,
-    pub(crate) numbers: Numbers,
+    pub(crate) numbers: crate::track::Numbers,
 }
 
 impl Shell {

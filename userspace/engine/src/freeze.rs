@@ -107,6 +107,35 @@ impl Frozen {
         }
     }
 
+    /// Stops the leader of one process only; everybody else runs on.
+    pub(crate) fn leader(pid: u32) -> Result<Self, CheckpointError> {
+        let since = Instant::now();
+        // Without following: what the others start meanwhile is not ours.
+        let running = match Running::seize(pid as i32, libc::PTRACE_O_TRACESYSGOOD) {
+            Ok(running) => running,
+            Err(error) => {
+                seize_refused(pid, pid, error)?.ok_or(CheckpointError::Gone { pid })?
+            }
+        };
+        let thread = Thread {
+            task: Some(live::stop(running)?),
+            state: None,
+            asleep_since: None,
+            held: Vec::new(),
+        };
+        let process = Process {
+            pid,
+            threads: BTreeMap::from([(pid, thread)]),
+            stopped_by: None,
+            lent: None,
+            slot: None,
+        };
+        Ok(Self {
+            processes: BTreeMap::from([(pid, process)]),
+            since,
+        })
+    }
+
     /// Attaches to tasks not seen before; says whether there were any.
     fn seize_new(
         &mut self,

@@ -10,6 +10,7 @@
 
 mod api;
 mod capture;
+mod checkpoint;
 mod cpu;
 mod files;
 mod freeze;
@@ -24,12 +25,14 @@ mod rebuild;
 mod scheduling;
 mod signals;
 mod timers;
+mod track;
 mod tree;
 mod vdso;
 mod waits;
 
 pub use api::*;
-pub use capture::checkpoint;
+pub use checkpoint::checkpoint;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
+pub use track::Tracking;
 pub use remote::sys::sigpipe_was_ignored;

@@ -178,6 +178,31 @@ pub(crate) fn capture(
     Ok(captured)
 }
 
+/// The private mappings of a process that may run meanwhile, without their flags and so without a guarantee: what it takes for ordinary
+/// memory of a file may be a hugetlb mapping.
+pub(crate) fn private_areas(
+    pid: u32,
+) -> Result<Vec<(Range<u64>, memory::Kind)>, CheckpointError> {
+    let path = format!("/proc/{pid}/maps");
+    let text = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
+    let areas = parse(&String::from_utf8_lossy(&text)).into_iter();
+    let private = areas.filter(|area| !area.shared());
+    Ok(private
+        .filter_map(|area| {
+            let range = area.start..area.end;
+            match area.path.as_str() {
+                "/dev/zero" => Some((range, memory::Kind::Anonymous)),
+                "/anon_hugepage (deleted)" => Some((range, memory::Kind::Huge)),
+                path if path.starts_with("[v") || path.starts_with("/dev/") => None,
+                path if path.is_empty() || path.starts_with('[') => {
+                    Some((range, memory::Kind::Anonymous))
+                }
+                _ => Some((range, memory::Kind::PrivateFile)),
+            }
+        })
+        .collect())
+}
+
 /// The kernel may have merged our mapping with its neighbours: what is left of an area without it.
 fn without(area: Area, ours: &Range<u64>) -> Vec<Area> {
     if ours.end <= area.start || area.end <= ours.start {

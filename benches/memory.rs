@@ -50,7 +50,9 @@ fn copy(c: &mut Criterion) {
         let areas = [(range, Kind::Anonymous)];
         let sources = [Source::Process {
             pid: std::process::id(),
-            areas: &areas, runs: false }];
+            areas: &areas,
+            runs: false,
+        }];
         group.throughput(Throughput::Bytes(PAGES * PAGE_SIZE / step as u64));
         for threads in [1, 2] {
             group.bench_function(format!("{name}/{threads} threads"), |b| {

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::report::Report;
 use clap::ValueEnum;
-use engine::{CheckpointOptions, Progress, Scope};
+use engine::{CheckpointOptions, Progress, Scope, Tracking};
 use images::{Compression, Job, Store};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -40,6 +40,8 @@ pub(crate) struct Order {
     pub compress: Compress,
     /// Kill the job once the checkpoint is on disk.
     pub kill: bool,
+    /// Take only what was written since the last one, where that is known.
+    pub incremental: bool,
 }
 
 /// The processes of a checkpoint.
@@ -60,6 +62,12 @@ impl Target {
         }
     }
 
+    /// The process whose exit status is the job's.
+    pub(crate) fn root(self) -> u32 {
+        let (Scope::Tree { root } | Scope::Supervised { root, .. }) = self.scope;
+        root
+    }
+
     /// A process and its descendants.
     pub(crate) fn tree(root: u32) -> Self {
         Self {
@@ -69,15 +77,16 @@ impl Target {
     }
 }
 
-/// Takes a checkpoint of `target` as one of job `name`.
+/// Takes a checkpoint of `target` as one of job `name`; with `tracking` (of its earlier ones) an incremental one.
 pub(crate) fn take(
     name: &str,
     order: &Order,
     target: Target,
+    tracking: Option<&mut Tracking>,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let job = Store::create(&order.dir)?.create_job(name)?;
-    let taken = take_into(&job, order, target, progress);
+    let taken = take_into(&job, order, target, tracking, progress);
     if taken.is_err() {
         // What was made for nothing goes again; what is not empty stays.
         for dir in [&job.path().join("segments"), job.path(), &order.dir] {
@@ -91,6 +100,7 @@ fn take_into(
     job: &Job,
     order: &Order,
     target: Target,
+    tracking: Option<&mut Tracking>,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let options = CheckpointOptions {
@@ -101,7 +111,7 @@ fn take_into(
         stdio_of: target.stdio_of,
         progress,
     };
-    let report = engine::checkpoint(&options)?;
+    let report = engine::checkpoint(&options, tracking)?;
     Ok(Report::new(
         report,
         job.name(),

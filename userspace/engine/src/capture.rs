@@ -10,10 +10,10 @@ use remote::{Blob, Outcome, Program, stub, sys};
 use crate::files::{Table, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::Source;
-use crate::track::Numbers;
 use crate::procfs::{Stat, Status};
+use crate::track::SpaceNumbers;
 use crate::{
-    CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, cpu, host, identity,
+    CheckpointError, CheckpointOptions, Refusal, Scope, cpu, host, identity,
     limits, maps, plan, procfs, scheduling, signals, timers, waits,
 };
 
@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct Captured {
     pub(crate) snapshot: Snapshot,
     pub(crate) sources: Vec<Source>,
-    pub(crate) numbers: Numbers,
+    pub(crate) numbers: SpaceNumbers,
 }
 
 /// Questions put to one thread, and for the leader to its process.
@@ -142,7 +142,7 @@ struct Ids {
 pub(crate) fn capture(
     frozen: &mut Frozen,
     options: &CheckpointOptions<'_>,
-    numbers: Numbers,
+    numbers: SpaceNumbers,
 ) -> Result<Captured, CheckpointError> {
     let (Scope::Tree { root } | Scope::Supervised { root, .. }) = options.scope;
     let mut refusals = Vec::new();
@@ -243,7 +243,7 @@ pub(crate) fn capture(
         Ok(Captured {
             snapshot,
             sources,
-            numbers: table.numbers,
+            numbers: table.spaces,
         })
     } else {
         Err(CheckpointError::Refused(refusals))
@@ -463,7 +463,7 @@ fn one(
                 }
             };
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
-            let space = table.numbers.of(pid);
+            let space = table.spaces.of(pid);
             let mut memory = maps::capture(pid, space, &ours, table, refusals)?;
             memory.space.layout = Some(maps::layout(
                 pid,
@@ -622,7 +622,13 @@ fn interview(
 ) -> Result<Vec<(u32, Answer)>, CheckpointError> {
     let pid = process.pid;
     let mut asked = Vec::new();
-    for Lending { tid, slot, state, rseq } in lend(process, status)? {
+    for Lending {
+        tid,
+        slot,
+        state,
+        rseq,
+    } in lend(process, status)?
+    {
         let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(known)));
         asked.push((tid, slot, state, rseq, questions));
     }

@@ -41,17 +41,22 @@ pub fn checkpoint(
     clock.phase("freeze");
     let mut frozen = Frozen::freeze(options.scope)?;
     clock.phase("state");
-    let numbers = tracking.as_deref_mut().map_or_else(Default::default, |tracking| {
-        tracking.drop_replaced();
-        tracking.numbers()
-    });
+    let numbers = tracking
+        .as_deref_mut()
+        .map_or_else(Default::default, |tracking| {
+            tracking.drop_replaced();
+            tracking.numbers()
+        });
     let Captured {
         snapshot,
         sources,
         numbers,
     } = capture(&mut frozen, options, numbers)?;
     let processes = snapshot.processes.len();
-    let threads = snapshot.processes.iter().map(|process| process.threads.len());
+    let threads = snapshot
+        .processes
+        .iter()
+        .map(|process| process.threads.len());
     let threads = threads.sum();
     clock.phase("pages");
     let writer = match live {
@@ -80,7 +85,7 @@ pub fn checkpoint(
         stopped = frozen.since.elapsed();
     }
     if let Some(tracking) = tracking {
-        let base = options.job.open(committed.sequence)?;
+        let base = options.job.checkpoint(Some(committed.sequence))?;
         tracking.committed(base, settled, &numbers);
     }
     clock.finish();

@@ -76,14 +76,14 @@ pub(crate) struct Table {
     /// Files that are looked at again when all descriptors are known.
     pub(crate) pending: Vec<(u32, Held)>,
     pub(crate) outer: outer::Outer,
-    pub(crate) numbers: crate::track::Numbers,
+    pub(crate) spaces: crate::track::SpaceNumbers,
 }
 
 impl Table {
-    pub(crate) fn new(outer: outer::Outer, numbers: crate::track::Numbers) -> Self {
+    pub(crate) fn new(outer: outer::Outer, spaces: crate::track::SpaceNumbers) -> Self {
         Self {
             outer,
-            numbers,
+            spaces,
             ..Default::default()
         }
     }
@@ -157,7 +157,7 @@ impl Table {
             .map_err(failed(format!("looking at {path}")))?
             .len();
         let id = self.shared.len() as u32 + 1;
-        let space = self.numbers.fresh();
+        let space = self.spaces.fresh();
         let huge_page_size = if area.has("ht") { area.page_size } else { 0 };
         self.shared.push(SharedMemory {
             id,
@@ -354,7 +354,7 @@ impl Numbers {
 /// A program under way in one process, with its descriptor table.
 pub(crate) struct Shell {
     pub(crate) program: Program,
-    pub(crate) numbers: crate::track::Numbers,
+    pub(crate) numbers: Numbers,
 }
 
 impl Shell {

@@ -113,9 +113,7 @@ impl Frozen {
         // Without following: what the others start meanwhile is not ours.
         let running = match Running::seize(pid as i32, libc::PTRACE_O_TRACESYSGOOD) {
             Ok(running) => running,
-            Err(error) => {
-                seize_refused(pid, pid, error)?.ok_or(CheckpointError::Gone { pid })?
-            }
+            Err(error) => seize_refused(pid, pid, error)?.ok_or(CheckpointError::Gone { pid })?,
         };
         let thread = Thread {
             task: Some(live::stop(running)?),

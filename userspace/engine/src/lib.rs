@@ -34,5 +34,5 @@ pub use api::*;
 pub use checkpoint::checkpoint;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
-pub use track::Tracking;
 pub use remote::sys::sigpipe_was_ignored;
+pub use track::Tracking;

@@ -180,9 +180,7 @@ pub(crate) fn capture(
 
 /// The private mappings of a process that may run meanwhile, without their flags and so without a guarantee: what it takes for ordinary
 /// memory of a file may be a hugetlb mapping.
-pub(crate) fn private_areas(
-    pid: u32,
-) -> Result<Vec<(Range<u64>, memory::Kind)>, CheckpointError> {
+pub(crate) fn private_areas(pid: u32) -> Result<Vec<(Range<u64>, memory::Kind)>, CheckpointError> {
     let path = format!("/proc/{pid}/maps");
     let text = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
     let areas = parse(&String::from_utf8_lossy(&text)).into_iter();

@@ -72,7 +72,10 @@ pub(crate) fn dump(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Copied>, CheckpointError> {
-    let meter = Meter::new(progress, sources.iter().map(|s| s.borrow().estimate()).sum());
+    let meter = Meter::new(
+        progress,
+        sources.iter().map(|s| s.borrow().estimate()).sum(),
+    );
     let copied = copy(sources, threads, |chunk| {
         let space = sources[chunk.source].borrow().space();
         writer.put(space, chunk.index, chunk.pages, chunk.data)?;
@@ -106,7 +109,10 @@ pub(crate) fn hold(
         });
         Ok(())
     })?;
-    Ok((copied, held.into_inner().unwrap_or_else(PoisonError::into_inner)))
+    Ok((
+        copied,
+        held.into_inner().unwrap_or_else(PoisonError::into_inner),
+    ))
 }
 
 /// Writes to the image what [`hold`] has read from `sources`.
@@ -128,7 +134,12 @@ fn copy(
     sink: impl Fn(&memory::Chunk<'_>) -> Result<(), CheckpointError> + Sync,
 ) -> Result<Vec<Copied>, CheckpointError> {
     let borrowed: Vec<_> = sources.iter().map(|s| s.borrow().as_memory()).collect();
-    let copied = Mutex::new(sources.iter().map(|_| Copied::default()).collect::<Vec<_>>());
+    let copied = Mutex::new(
+        sources
+            .iter()
+            .map(|_| Copied::default())
+            .collect::<Vec<_>>(),
+    );
     memory::copy_out(&borrowed, threads, FRAME_PAGES, |chunk| {
         sink(&chunk)?;
         let copied = &mut lock(&copied)[chunk.source];

@@ -54,12 +54,12 @@ type Area = (Range<u64>, memory::Kind);
 /// Numbers of page spaces while a job is captured. Those of watched processes stay the same from checkpoint to checkpoint; no other
 /// number is ever used twice.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Numbers {
+pub(crate) struct SpaceNumbers {
     watched: HashMap<u32, u64>,
     pub(crate) last: u64,
 }
 
-impl Numbers {
+impl SpaceNumbers {
     pub(crate) fn of(&mut self, pid: u32) -> u64 {
         match self.watched.get(&pid) {
             Some(&number) => number,
@@ -179,8 +179,8 @@ impl Tracking {
     }
 
     /// Numbers for the spaces of a frozen job. Address spaces that are no longer what they were get new ones.
-    pub(crate) fn numbers(&self) -> Numbers {
-        Numbers {
+    pub(crate) fn numbers(&self) -> SpaceNumbers {
+        SpaceNumbers {
             watched: (self.spaces.iter())
                 .map(|(&pid, space)| (pid, space.number))
                 .collect(),
@@ -205,10 +205,7 @@ impl Tracking {
     }
 
     /// In a frozen job: of `sources`, what has to be read now.
-    pub(crate) fn remaining(
-        &mut self,
-        sources: &[Source],
-    ) -> Result<Vec<Source>, CheckpointError> {
+    pub(crate) fn remaining(&mut self, sources: &[Source]) -> Result<Vec<Source>, CheckpointError> {
         let mut remaining = Vec::new();
         for source in sources {
             let Source::Process { pid, areas, .. } = source else {
@@ -266,7 +263,7 @@ impl Tracking {
     }
 
     /// The checkpoint is on disk: from here on, what was written since it counts.
-    pub(crate) fn committed(&mut self, base: Checkpoint, settled: Vec<Settled>, numbers: &Numbers) {
+    pub(crate) fn committed(&mut self, base: Checkpoint, settled: Vec<Settled>, numbers: &SpaceNumbers) {
         self.last_number = numbers.last;
         self.base = Some(base);
         let mut settled: HashMap<u64, Settled> = settled
@@ -346,7 +343,12 @@ impl Space {
 
     /// About how many pages are to be copied.
     fn left(&self, pid: u32) -> u64 {
-        let whole: u64 = self.todo.whole.iter().map(|r| (r.end - r.start) / PAGE_SIZE).sum();
+        let whole: u64 = self
+            .todo
+            .whole
+            .iter()
+            .map(|r| (r.end - r.start) / PAGE_SIZE)
+            .sum();
         self.todo.pages.len() + whole.min(procfs::resident(pid))
     }
 
@@ -397,7 +399,9 @@ fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
     }
     let mut frozen = Frozen::leader(pid)?;
     let process = (frozen.processes.get_mut(&pid)).ok_or(CheckpointError::Gone { pid })?;
-    let frame = lend(process, &status)?.first().map_or(0, |lending| lending.slot.frame);
+    let frame = lend(process, &status)?
+        .first()
+        .map_or(0, |lending| lending.slot.frame);
     let mut program = Program::new();
     // As rt_sigreturn, should it come to that, sets the alternate stack that is in the frame.
     program.must(
@@ -413,7 +417,11 @@ fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
     let api = program.words(&[uffd::API, FEATURES, 0]);
     program.must(
         libc::SYS_ioctl,
-        &[remote::Arg::Result(made), uffd::UFFDIO_API.into(), api.into()],
+        &[
+            remote::Arg::Result(made),
+            uffd::UFFDIO_API.into(),
+            api.into(),
+        ],
         "agree on its features",
     );
     let fd = frozen.run(pid, &program)?.results[made] as u32;
@@ -428,10 +436,13 @@ fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
 /// Whether a descriptor of the process is open for direct I/O: then a device may be writing to pages that were pinned
 /// before they were write-protected, which leaves no trace. Once the process is stopped, no read(2) is under way.
 fn writes_directly(pid: u32) -> bool {
-    procfs::numbered(&format!("/proc/{pid}/fd")).into_iter().any(|fd| {
-        let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-        let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
-        flags.unwrap_or(0) & libc::O_DIRECT != 0
-    })
+    procfs::numbered(&format!("/proc/{pid}/fd"))
+        .into_iter()
+        .any(|fd| {
+            let info =
+                std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
+            flags.unwrap_or(0) & libc::O_DIRECT != 0
+        })
 }

@@ -91,7 +91,9 @@ fn copy_batches<'f, 's: 'f, E: From<Error>>(
             let data = &mut buffer[..numbers.len() * PAGE_SIZE as usize];
             gone.clear();
             match &sources[batch.source] {
-                Source::Process { pid, runs: true, .. } => {
+                Source::Process {
+                    pid, runs: true, ..
+                } => {
                     let memory = ProcessMemory::new(*pid);
                     match memory.read(&runs, data) {
                         Err(Error::Read { .. }) => {

@@ -30,6 +30,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 dir,
                 compress: args.compress,
                 kill: args.kill,
+                incremental: args.incremental,
             };
             of_job(&state, order, &meter)?
         }
@@ -38,6 +39,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 dir: StoreDir { dir: args.dir }.path(),
                 compress: args.compress,
                 kill: args.kill,
+                incremental: false,
             };
             of_process(pid, args.name, &order, &meter)?
         }
@@ -96,7 +98,7 @@ fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure>
         Some(reaper) => Target::supervised(root.pid, reaper.pid, stdio_of),
         None => Target::tree(root.pid),
     };
-    take(&state.name, &order, target, meter)
+    take(&state.name, &order, target, None, meter)
 }
 
 fn of_process(
@@ -115,5 +117,5 @@ fn of_process(
         .help("run ckptd from another terminal, or name a process further down (`pstree -p`)"));
     }
     let name = name.unwrap_or_else(|| format!("{}-{pid}", default_name(&comm)));
-    take(&name, order, Target::tree(pid), meter)
+    take(&name, order, Target::tree(pid), None, meter)
 }

@@ -120,7 +120,9 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             tracing::debug!("whoever started the restore has gone: {error}");
         }
     }
-    post.supervise(signals, rebuilt.root, rebuilt.init).mirror()
+    let schedule = args.schedule.in_store(dir);
+    post.supervise(signals, (rebuilt.root, rebuilt.init), schedule, None)
+        .mirror()
 }
 
 /// Starts ckptd anew as the job's supervisor in a process group of its own, as a shell does with `&`, and waits

@@ -81,7 +81,9 @@ fn a_process_gets_back_what_it_had() {
         &[Source::Process {
             space: 3,
             pid,
-            areas: areas.clone(), runs: false }],
+            areas: areas.clone(),
+            runs: false,
+        }],
     );
     assert!(pages > 0);
     let mut kept: Vec<Range<u64>> = Vec::new();

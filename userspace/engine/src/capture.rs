@@ -13,8 +13,8 @@ use crate::pages::Source;
 use crate::procfs::{Stat, Status};
 use crate::track::SpaceNumbers;
 use crate::{
-    CheckpointError, CheckpointOptions, Refusal, Scope, cpu, host, identity,
-    limits, maps, plan, procfs, scheduling, signals, timers, waits,
+    CheckpointError, CheckpointOptions, Refusal, Scope, cpu, host, identity, limits, maps, plan,
+    procfs, scheduling, signals, timers, waits,
 };
 
 /// The state of a frozen job, and where its pages are.
@@ -464,7 +464,13 @@ fn one(
             };
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
             let space = table.spaces.of(pid);
-            let mut memory = maps::capture(pid, space, &ours, table, refusals)?;
+            let mut memory = maps::capture(
+                pid,
+                (space, table.spaces.is_watched(pid)),
+                &ours,
+                table,
+                refusals,
+            )?;
             memory.space.layout = Some(maps::layout(
                 pid,
                 stat,

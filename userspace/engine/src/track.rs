@@ -67,6 +67,10 @@ impl SpaceNumbers {
         }
     }
 
+    pub(crate) fn is_watched(&self, pid: u32) -> bool {
+        self.watched.contains_key(&pid)
+    }
+
     pub(crate) fn fresh(&mut self) -> u64 {
         self.last += 1;
         self.last
@@ -263,7 +267,12 @@ impl Tracking {
     }
 
     /// The checkpoint is on disk: from here on, what was written since it counts.
-    pub(crate) fn committed(&mut self, base: Checkpoint, settled: Vec<Settled>, numbers: &SpaceNumbers) {
+    pub(crate) fn committed(
+        &mut self,
+        base: Checkpoint,
+        settled: Vec<Settled>,
+        numbers: &SpaceNumbers,
+    ) {
         self.last_number = numbers.last;
         self.base = Some(base);
         let mut settled: HashMap<u64, Settled> = settled

@@ -102,13 +102,11 @@ struct Supervisor {
     last: Option<Ended>,
 }
 
-/// Our own children only: another thread waits for the tasks that it traces.
-const OWN: WaitOptions = WaitOptions::from_bits_retain(nix::libc::__WNOTHREAD as u32);
-
 impl Supervisor {
     fn work(&mut self, taker: &Taker) -> Ended {
         loop {
-            if let Some(ended) = self.reap().or_else(|| self.hear_init()) {
+            let reaped = taker.unless_busy(|| self.reap());
+            if let Some(ended) = reaped.or_else(|| self.hear_init()) {
                 return ended;
             }
             self.wait();
@@ -141,7 +139,7 @@ impl Supervisor {
     fn reap(&mut self) -> Option<Ended> {
         let watched = self.init.unwrap_or(self.root);
         while let Ok(Some((pid, status))) =
-            rustix::process::wait(OWN | WaitOptions::NOHANG | WaitOptions::UNTRACED)
+            rustix::process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED)
         {
             if pid.as_raw_nonzero().get().unsigned_abs() != watched {
                 continue;
@@ -196,7 +194,7 @@ impl Supervisor {
 
 /// After the whole job was killed on its checkpoint: its pids are free for a restore only once everybody has been waited for.
 fn say_goodbye(report: &Report) {
-    while rustix::process::wait(OWN).is_ok() {}
+    while rustix::process::wait(WaitOptions::empty()).is_ok() {}
     crate::output::tell(&format!(
         "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}\n",
         report.job,

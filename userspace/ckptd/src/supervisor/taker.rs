@@ -7,7 +7,10 @@ use crate::failure::Failure;
 use crate::report::Report;
 use crate::take::{self, Order, Target};
 use engine::{Silent, Tracking};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::getpid;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,6 +29,7 @@ pub(crate) struct Schedule {
 pub(crate) struct Taker {
     requests: Sender<(Order, Answer)>,
     thread: JoinHandle<Option<Report>>,
+    busy: Arc<Mutex<()>>,
 }
 
 impl Taker {
@@ -37,7 +41,9 @@ impl Taker {
         tracking: Option<Tracking>,
     ) -> Self {
         let (requests, inbox) = mpsc::channel();
+        let busy = Arc::new(Mutex::new(()));
         let work = Work {
+            busy: Arc::clone(&busy),
             name,
             target,
             schedule,
@@ -47,7 +53,15 @@ impl Taker {
         Self {
             requests,
             thread: std::thread::spawn(move || work.run(&inbox)),
+            busy,
         }
+    }
+
+    /// Runs `wait` unless a checkpoint is being taken; SIGCHLD comes when it is done. A wait for children would take away the stops of
+    /// those that the thread traces (kernel/exit.c, wait_consider_task: being traced by a thread of the parent's counts as by the parent).
+    pub(crate) fn unless_busy<T>(&self, wait: impl FnOnce() -> Option<T>) -> Option<T> {
+        let _guard = self.busy.try_lock().ok()?;
+        wait()
     }
 
     /// Has a checkpoint taken, after those that are asked for already.
@@ -65,6 +79,7 @@ impl Taker {
 }
 
 struct Work {
+    busy: Arc<Mutex<()>>,
     name: String,
     target: Target,
     schedule: Schedule,
@@ -116,7 +131,12 @@ impl Work {
             }
         }
         let tracking = self.tracking.as_mut().filter(|_| order.incremental);
-        take::take(&self.name, order, self.target, tracking, progress)
+        let guard = self.busy.lock();
+        let taken = take::take(&self.name, order, self.target, tracking, progress);
+        drop(guard);
+        // Children may have ended meanwhile.
+        let _ = kill(getpid(), Signal::SIGCHLD);
+        taken
     }
 
     fn on_time(&mut self) {

@@ -102,17 +102,20 @@ pub struct RestoreOptions<'a> {
     /// A program (with arguments) to be the init of the job's pid namespace, should it need one. It gets the root's
     /// pid (inside the namespace) as one more argument.
     pub init: Vec<PathBuf>,
+    /// Watch what is written from the first instruction on, so that the next checkpoint can build on this one.
+    pub watch: bool,
     /// Hears how it gets on.
     pub progress: &'a dyn Progress,
 }
 
 /// A job that runs again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rebuilt {
     /// The root, as seen from here. A child of the calling process unless `init` is there.
     pub root: u32,
     /// The init of the job's own pid namespace, a child of the calling process.
     pub init: Option<u32>,
+    /// What the next checkpoint needs, but for its [base](crate::Tracking::set_base); none where written pages cannot be told.
+    pub tracking: Option<crate::Tracking>,
 }
 
 /// Why there is no checkpoint. The job runs on.

@@ -13,7 +13,7 @@ use crate::capture::lend;
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::{self, Copied, Source};
 use crate::procfs::{self, Stat, Status};
-use crate::{CheckpointError, Progress, Scope, maps};
+use crate::{CheckpointError, Progress, RestoreError, Scope, maps};
 
 /// The state of a job's memory as of its newest checkpoint. Belongs to one job and is dropped with it; then nothing
 /// of it is left in the job.
@@ -92,6 +92,46 @@ impl Tracking {
             Method::WriteProtect => Ok(Self::default()),
             Method::None { why } => Err(why.clone()),
         }
+    }
+
+    /// Numbers up to this one are used.
+    pub(crate) fn reserve(&mut self, number: u64) {
+        self.last_number = self.last_number.max(number);
+    }
+
+    /// Watches a stopped process whose memory has just been filled with the pages `present` of space `number`.
+    pub(crate) fn adopt(
+        &mut self,
+        pid: u32,
+        number: u64,
+        uffd: OwnedFd,
+        present: PageSet,
+    ) -> Result<(), RestoreError> {
+        let doing = || format!("watching process {pid}");
+        let born = Stat::read(pid).map_err(|source| RestoreError::System {
+            doing: doing(),
+            source,
+        })?;
+        let areas = maps::private_areas(pid).map_err(|error| RestoreError::System {
+            doing: doing(),
+            source: std::io::Error::other(error),
+        })?;
+        let mut tracker = WriteProtect::new(pid, uffd);
+        let ranges: Vec<_> = areas.into_iter().map(|(range, _)| range).collect();
+        // All that is there was just put there.
+        tracker.collect(&ranges, &mut Written::default())?;
+        let space = Space {
+            present,
+            ..Space::new(number, born.field(22), Box::new(tracker))
+        };
+        self.spaces.insert(pid, space);
+        self.reserve(number);
+        Ok(())
+    }
+
+    /// Says from which checkpoint the job was restored.
+    pub fn set_base(&mut self, base: Checkpoint) {
+        self.base = Some(base);
     }
 
     /// The checkpoint that the next one of `job` builds on.
@@ -411,18 +451,29 @@ fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
     let frame = lend(process, &status)?
         .first()
         .map_or(0, |lending| lending.slot.frame);
-    let mut program = Program::new();
     // As rt_sigreturn, should it come to that, sets the alternate stack that is in the frame.
-    program.must(
+    let mut keep = Program::new();
+    keep.must(
         libc::SYS_sigaltstack,
         &[0.into(), (frame + remote::live::FRAME_ALTSTACK).into()],
         "keep the alternate stack",
     );
-    let made = program.must(
-        libc::SYS_userfaultfd,
-        &[uffd::FLAGS.into()],
-        "make a userfaultfd",
-    );
+    frozen.run(pid, &keep)?;
+    let (program, made) = userfaultfd();
+    let fd = frozen.run(pid, &program)?.results[made] as u32;
+    let pidfd = sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
+    let taken = sys::pidfd_getfd(&pidfd, fd);
+    let mut program = Program::new();
+    program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
+    frozen.run(pid, &program)?;
+    taken.map_err(failed(format!("taking the userfaultfd of process {pid}")))
+}
+
+/// Makes a userfaultfd for write tracking; and which of the calls gives it.
+pub(crate) fn userfaultfd() -> (Program, usize) {
+    let mut program = Program::new();
+    let flags = uffd::FLAGS.into();
+    let made = program.must(libc::SYS_userfaultfd, &[flags], "make a userfaultfd");
     let api = program.words(&[uffd::API, FEATURES, 0]);
     program.must(
         libc::SYS_ioctl,
@@ -433,13 +484,7 @@ fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
         ],
         "agree on its features",
     );
-    let fd = frozen.run(pid, &program)?.results[made] as u32;
-    let pidfd = sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
-    let taken = sys::pidfd_getfd(&pidfd, fd);
-    let mut program = Program::new();
-    program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
-    frozen.run(pid, &program)?;
-    taken.map_err(failed(format!("taking the userfaultfd of process {pid}")))
+    (program, made)
 }
 
 /// Whether a descriptor of the process is open for direct I/O: then a device may be writing to pages that were pinned

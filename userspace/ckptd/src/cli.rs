@@ -115,6 +115,9 @@ pub(crate) struct Schedule {
     /// With --every: how many of the latest checkpoints to keep [default: all]
     #[arg(long, value_name = "N", requires = "every", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: Option<u32>,
+    /// With --incremental: how long the job may stand still while its memory is copied; past that, it is copied from a fork
+    #[arg(long, value_name = "TIME", default_value = crate::take::MAX_FREEZE, value_parser = humantime::parse_duration)]
+    pub max_freeze: std::time::Duration,
     /// How hard checkpoints that are taken by the clock compress memory
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compress: Compress,
@@ -129,6 +132,7 @@ impl Schedule {
                 compress: self.compress,
                 kill: false,
                 incremental: self.incremental,
+                max_freeze: self.max_freeze,
             },
             every: self.every,
             keep: self.keep.map(|keep| keep as usize),
@@ -188,6 +192,9 @@ pub(crate) struct Checkpoint {
     /// Copy memory while the job runs, and only what was written since the job's last checkpoint of this kind
     #[arg(long, conflicts_with = "pid")]
     pub incremental: bool,
+    /// With --incremental: how long the job may stand still while its memory is copied; past that, it is copied from a fork
+    #[arg(long, value_name = "TIME", default_value = crate::take::MAX_FREEZE, value_parser = humantime::parse_duration)]
+    pub max_freeze: std::time::Duration,
     /// How hard to compress memory
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compress: Compress,

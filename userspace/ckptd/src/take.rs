@@ -7,6 +7,7 @@ use engine::{CheckpointOptions, Progress, Scope, Tracking};
 use images::{Compression, Job, Store};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How hard to compress pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -42,7 +43,12 @@ pub(crate) struct Order {
     pub kill: bool,
     /// Take only what was written since the last one, where that is known.
     pub incremental: bool,
+    /// How long the job may stand still for its memory.
+    pub max_freeze: Duration,
 }
+
+/// How long a job may stand still for its memory, unless told otherwise.
+pub(crate) const MAX_FREEZE: &str = "50ms";
 
 /// The processes of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +114,7 @@ fn take_into(
         job,
         compression: order.compress.into(),
         kill: order.kill,
+        max_freeze: order.max_freeze,
         stdio_of: target.stdio_of,
         progress,
     };

@@ -43,6 +43,8 @@ pub struct CheckpointOptions<'a> {
     pub compression: images::Compression,
     /// Kill the job (SIGKILL) once its checkpoint is safely on disk, without letting it run in between.
     pub kill: bool,
+    /// How long the job may stand still while its memory is copied; past that, it is copied from a fork.
+    pub max_freeze: Duration,
     /// The process whose standard input, output and error count as the job's way to the outside.
     pub stdio_of: u32,
     /// Hears how it gets on.

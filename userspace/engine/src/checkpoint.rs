@@ -2,16 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use images::proto;
+use images::{Writer, proto};
 
 use crate::capture::{Captured, capture};
+use crate::cow::Copy;
 use crate::freeze::Frozen;
-use crate::pages::{self, Held, Source};
+use crate::pages::{self, Copied, Held, Source};
 use crate::track::{Settled, Tracking};
-use crate::{CheckpointError, CheckpointOptions, CheckpointReport};
+use crate::{CheckpointError, CheckpointOptions, CheckpointReport, maps};
 
-/// Most bytes that are held in memory for the time of the freeze. More go to the image at once.
+/// Most bytes that are held in memory for the time of the freeze.
 const MAX_HELD: u64 = 96 << 20;
+
+/// Bytes that two threads copy in a millisecond, about; the rest of the freeze takes its time too.
+const COPIED_PER_MS: u64 = 1 << 20;
 
 /// Takes a checkpoint. The job runs on, also when this fails or we die.
 ///
@@ -47,23 +51,22 @@ pub fn checkpoint(
             tracking.drop_replaced();
             tracking.numbers()
         });
-    let Captured {
-        snapshot,
-        sources,
-        numbers,
-    } = capture(&mut frozen, options, numbers)?;
-    let processes = snapshot.processes.len();
-    let threads = snapshot
-        .processes
-        .iter()
-        .map(|process| process.threads.len());
-    let threads = threads.sum();
+    let captured = capture(&mut frozen, options, numbers)?;
+    let processes = &captured.snapshot.processes;
+    let threads = processes.iter().map(|process| process.threads.len()).sum();
+    let processes = processes.len();
     clock.phase("pages");
-    let writer = match live {
+    let mut writer = match live {
         Some(writer) => writer,
         None => options.job.begin(options.compression, None)?,
     };
-    let remainder = Remainder::read(&writer, &sources, tracking.as_deref_mut(), options)?;
+    let remainder = Remainder::read(
+        &writer,
+        &mut frozen,
+        &captured,
+        tracking.as_deref_mut(),
+        options,
+    )?;
     let mut stopped = frozen.since.elapsed();
     if !options.kill {
         clock.phase("release");
@@ -72,7 +75,10 @@ pub fn checkpoint(
     }
 
     clock.phase("commit");
-    let settled = remainder.put(&writer)?;
+    let Captured {
+        snapshot, numbers, ..
+    } = captured;
+    let settled = remainder.put(&mut writer, options)?;
     let statistics = proto::Statistics {
         phases: clock.records(),
         stopped_ns: stopped.as_nanos() as u64,
@@ -104,15 +110,22 @@ pub fn checkpoint(
 /// What the job's memory still lacked in the image when it stood still.
 #[derive(Default)]
 struct Remainder {
-    tracked: Vec<Source>,
+    /// Watched address spaces, or parts of them, read into memory.
+    sources: Vec<Source>,
     held: Vec<Held>,
+    /// The same, to be read from copies while the job runs on.
+    copied: Vec<Source>,
+    copies: Vec<Copy>,
     settled: Vec<Settled>,
 }
 
 impl Remainder {
     fn read(
-        writer: &images::Writer,
-        sources: &[Source],
+        writer: &Writer,
+        frozen: &mut Frozen,
+        Captured {
+            snapshot, sources, ..
+        }: &Captured,
         tracking: Option<&mut Tracking>,
         options: &CheckpointOptions<'_>,
     ) -> Result<Self, CheckpointError> {
@@ -121,32 +134,93 @@ impl Remainder {
             pages::dump(writer, sources, threads, options.progress)?;
             return Ok(Self::default());
         };
-        let tracked = tracking.remaining(sources)?;
-        let bytes: u64 = tracked.iter().map(Source::estimate).sum();
-        let (copied, held) = if bytes <= MAX_HELD {
-            pages::hold(&tracked, threads)?
+        let mut this = Self::default();
+        let remaining = tracking.remaining(sources)?;
+        let bytes: u64 = remaining.iter().map(Source::estimate).sum();
+        let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
+        if bytes <= limit.min(MAX_HELD) {
+            this.sources = remaining;
         } else {
-            let copied = pages::dump(writer, &tracked, threads, options.progress)?;
-            (copied, Vec::new())
-        };
+            for source in remaining {
+                this.copy(frozen, snapshot, source);
+            }
+        }
         let (whole, known): (Vec<_>, Vec<_>) =
             sources.iter().partition(|source| !tracking.tracks(source));
-        let settled = known
-            .into_iter()
-            .zip(copied)
-            .map(|(source, copied)| tracking.settle(source, copied.pages))
-            .collect::<Result<_, _>>()?;
+        for source in known {
+            this.settled.push(tracking.settle(source)?);
+        }
+        let copied = if this.sources.iter().map(Source::estimate).sum::<u64>() <= MAX_HELD {
+            let (copied, held) = pages::hold(&this.sources, threads)?;
+            this.held = held;
+            copied
+        } else {
+            pages::dump(writer, &this.sources, threads, options.progress)?
+        };
+        this.found(
+            &this.sources.iter().map(Source::space).collect::<Vec<_>>(),
+            copied,
+        );
         pages::dump(writer, &whole, threads, options.progress)?;
-        Ok(Self {
-            tracked,
-            held,
-            settled,
-        })
+        Ok(this)
+    }
+
+    /// Has a source read from a copy of its process, as far as a fork copies it; where that fails, all of it is read at once.
+    fn copy(&mut self, frozen: &mut Frozen, snapshot: &proto::Snapshot, source: Source) {
+        let Source::Process {
+            space, pid, areas, ..
+        } = &source
+        else {
+            return self.sources.push(source);
+        };
+        match Copy::of(frozen, *pid) {
+            Ok(copy) => {
+                let memory = snapshot.processes.iter().filter_map(|p| p.memory.as_ref());
+                let mappings = memory.filter(|memory| memory.space == *space);
+                let left_out: Vec<_> = mappings
+                    .flat_map(|memory| &memory.mappings)
+                    .filter(|m| maps::has(&m.vm_flags, "dc") || maps::has(&m.vm_flags, "wf"))
+                    .collect();
+                let (now, later): (Vec<_>, Vec<_>) = areas.iter().cloned().partition(|(run, _)| {
+                    let inside = |m: &&proto::Mapping| m.start <= run.start && run.end <= m.end;
+                    left_out.iter().copied().any(|m| inside(&m))
+                });
+                self.sources.push(source.with(*pid, now));
+                self.copied.push(source.with(copy.pid, later));
+                self.copies.push(copy);
+            }
+            Err(error) => {
+                tracing::debug!("process {pid} cannot be copied: {error}");
+                self.sources.push(source);
+            }
+        }
+    }
+
+    fn found(&mut self, spaces: &[u64], copied: Vec<Copied>) {
+        for (space, copied) in spaces.iter().zip(copied) {
+            for settled in self.settled.iter_mut().filter(|s| s.space == *space) {
+                settled.found(&copied.pages);
+            }
+        }
     }
 
     /// Completes the image, beside the running job.
-    fn put(self, writer: &images::Writer) -> Result<Vec<Settled>, CheckpointError> {
-        pages::put(writer, &self.tracked, self.held)?;
+    fn put(
+        mut self,
+        writer: &mut Writer,
+        options: &CheckpointOptions<'_>,
+    ) -> Result<Vec<Settled>, CheckpointError> {
+        pages::put(writer, &self.sources, std::mem::take(&mut self.held))?;
+        if !self.copied.is_empty() {
+            writer.next_round();
+            let threads = (pages::threads() / 2).max(1);
+            let copied = pages::dump(writer, &self.copied, threads, options.progress)?;
+            self.found(
+                &self.copied.iter().map(Source::space).collect::<Vec<_>>(),
+                copied,
+            );
+            self.copies.clear();
+        }
         for settled in &self.settled {
             writer.forget(settled.space, &settled.forgotten);
             writer.keep(settled.space, settled.kept.clone())?;

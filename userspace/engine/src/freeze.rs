@@ -336,6 +336,16 @@ impl Frozen {
 
     /// Runs a program in the leader of a process to which the stub is lent.
     pub(crate) fn run(&mut self, pid: u32, program: &Program) -> Result<Outcome, CheckpointError> {
+        self.run_making(pid, program).map(|(outcome, _)| outcome)
+    }
+
+    /// As [`Frozen::run`]; also the id of the last task that the program has made, attached and about to stop.
+    pub(crate) fn run_making(
+        &mut self,
+        pid: u32,
+        program: &Program,
+    ) -> Result<(Outcome, Option<u32>), CheckpointError> {
+        let mut made = None;
         let gone = || CheckpointError::Gone { pid };
         let process = self.processes.get_mut(&pid).ok_or_else(gone)?;
         let slot = process.slot.ok_or_else(gone)?;
@@ -344,11 +354,11 @@ impl Frozen {
         let mut run = stub::Run::new(slot, program);
         loop {
             match run.start(task)? {
-                Ok(running) => task = run.finish(running, &mut |_| {})?,
+                Ok(running) => task = run.finish(running, &mut |new| made = Some(new))?,
                 Err(task) => {
                     leader.held.append(&mut run.held);
                     leader.task = Some(task);
-                    return Ok(run.into_outcome());
+                    return Ok((run.into_outcome(), made));
                 }
             }
         }

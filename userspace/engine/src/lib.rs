@@ -11,6 +11,7 @@
 mod api;
 mod capture;
 mod checkpoint;
+mod cow;
 mod cpu;
 mod files;
 mod freeze;

@@ -217,6 +217,16 @@ impl Source {
         }
     }
 
+    /// The same space, read from process `pid` in other areas.
+    pub(crate) fn with(&self, pid: u32, areas: Vec<(Range<u64>, memory::Kind)>) -> Self {
+        Self::Process {
+            space: self.space(),
+            pid,
+            areas,
+            runs: false,
+        }
+    }
+
     fn as_memory(&self) -> memory::Source<'_> {
         match self {
             Self::Process {

@@ -274,13 +274,8 @@ impl Tracking {
         }
     }
 
-    /// In a frozen job, after `source` was read and `found` to hold these pages: what the checkpoint keeps of its base, and what it has to
-    /// forget of what was copied before.
-    pub(crate) fn settle(
-        &mut self,
-        source: &Source,
-        found: PageSet,
-    ) -> Result<Settled, CheckpointError> {
+    /// In a frozen job: what the checkpoint keeps of its base, and of what was copied while the job ran.
+    pub(crate) fn settle(&mut self, source: &Source) -> Result<Settled, CheckpointError> {
         let Source::Process { areas, .. } = source else {
             return Ok(Settled::default());
         };
@@ -296,14 +291,12 @@ impl Tracking {
         let vanished = space.tracker.vanished(&(&kept | &copied))?;
         kept -= &vanished;
         copied -= &vanished;
-        let forgotten = &(&space.put - &copied) - &found;
-        let settled = Settled {
+        Ok(Settled {
             space: space.number,
-            present: &(&kept | &copied) | &found,
+            forgotten: &space.put - &copied,
+            present: &kept | &copied,
             kept,
-            forgotten,
-        };
-        Ok(settled)
+        })
     }
 
     /// The checkpoint is on disk: from here on, what was written since it counts.
@@ -339,8 +332,16 @@ pub(crate) struct Settled {
     present: PageSet,
     /// Those that lie where the base has them.
     pub(crate) kept: PageSet,
-    /// Copied, and gone since.
+    /// Copied, and gone or written since.
     pub(crate) forgotten: PageSet,
+}
+
+impl Settled {
+    /// These were read last of all.
+    pub(crate) fn found(&mut self, pages: &PageSet) {
+        self.forgotten -= pages;
+        self.present |= pages;
+    }
 }
 
 impl Space {

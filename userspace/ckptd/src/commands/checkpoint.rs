@@ -31,6 +31,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 compress: args.compress,
                 kill: args.kill,
                 incremental: args.incremental,
+                max_freeze: args.max_freeze,
             };
             of_job(&state, order, &meter)?
         }
@@ -40,6 +41,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 compress: args.compress,
                 kill: args.kill,
                 incremental: false,
+                max_freeze: args.max_freeze,
             };
             of_process(pid, args.name, &order, &meter)?
         }

@@ -14,9 +14,8 @@ fn leads_to(path: &str, device: u64, inode: u64) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (device, inode))
 }
 
-fn lost(path: &str) -> Why {
+pub(super) fn lost(path: &str) -> Why {
     let why = match path.strip_suffix(" (deleted)") {
-        Some(_) if path.starts_with("/memfd:") => "memfds are not supported yet".to_owned(),
         Some(_) if path.starts_with("/SYSV") => {
             "System V shared memory is not supported yet".to_owned()
         }

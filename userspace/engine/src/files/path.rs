@@ -1,0 +1,31 @@
+//! Descriptors that only name something (O_PATH), whatever it is.
+
+use std::os::unix::fs::MetadataExt;
+
+use images::proto::Path;
+use images::proto::open_file::Kind;
+
+use super::{Held, Shell, Why, regular};
+
+pub(crate) fn is(flags: u32) -> bool {
+    flags & libc::O_PATH as u32 != 0
+}
+
+pub(crate) fn capture(held: &Held) -> Result<Kind, Why> {
+    let same = |meta: std::fs::Metadata| {
+        (meta.dev(), meta.ino()) == (held.meta.dev(), held.meta.ino())
+    };
+    if !std::fs::symlink_metadata(&held.link).is_ok_and(same) {
+        return Err(regular::lost(&held.link));
+    }
+    Ok(Kind::Path(Path {
+        path: held.link.clone(),
+    }))
+}
+
+pub(crate) fn open(shell: &mut Shell, path: &Path, flags: u32) -> u32 {
+    let kept = flags & libc::O_DIRECTORY as u32;
+    // What it names may be a symbolic link itself.
+    let flags = (libc::O_PATH | libc::O_NOFOLLOW) as u32 | kept;
+    shell.open_path(&path.path, flags)
+}

@@ -322,10 +322,9 @@ pub(crate) fn make(
             objects.push((maker, place, shared.space, shared.size));
         }
     }
-    let made = |process: &Process| {
-        let maker = process.pid;
-        let mine = |shared: &&SharedMemory| making.object_maker(shared.id) == maker;
-        snapshot.shared.iter().filter(mine)
+    let made = |process: &Process| -> Vec<&SharedMemory> {
+        let mine = |shared: &&SharedMemory| making.object_maker(shared.id) == process.pid;
+        snapshot.shared.iter().filter(mine).collect()
     };
     stage(&mut steps, "make shared memory", &|shell, process| {
         for shared in made(process) {

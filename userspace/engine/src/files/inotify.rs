@@ -122,7 +122,7 @@ pub(crate) fn watch(shell: &mut Shell, making: &Making<'_>, process: &Process) {
         let mut removed = 0;
         for watch in &inotify.watches {
             let path = shell.program.string(&watch.path);
-            let mut add = |shell: &mut Shell, number: u32, mask: u32| {
+            let add = |shell: &mut Shell, number: u32, mask: u32| {
                 let mask = mask | IN_DONT_FOLLOW;
                 shell.program.call(
                     libc::SYS_inotify_add_watch,

@@ -112,6 +112,9 @@ subjects! {
     proc_self = own("proc_self");
     deleted_files = own("deleted_files");
     deleted_executable = own("deleted_executable");
+    deleted_directories = own("deleted_directories");
+    shm_files = own("shm_files");
+    locks = own("locks");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);

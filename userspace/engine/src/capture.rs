@@ -8,7 +8,7 @@ use images::proto::{self, Descriptor, Process, Snapshot, Thread};
 use remote::live::{FRAME_ALTSTACK, Lent, State};
 use remote::{Blob, Outcome, Program, stub, sys};
 
-use crate::files::{Table, outer::Outer, pty};
+use crate::files::{Table, directory, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::{self, Source};
 use crate::procfs::{Stat, Status};
@@ -250,6 +250,7 @@ fn capture(
         options.stdio_of,
         order.contains(&options.stdio_of),
     ));
+    table.members.clone_from(&ids.inner);
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
         let Some(process) = frozen.processes.get_mut(pid) else {
@@ -577,12 +578,13 @@ fn one(
         .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
     record.root = procfs::link(&format!("/proc/{pid}/root"))
         .map_err(failed(format!("reading /proc/{pid}/root")))?;
-    if !std::path::Path::new(&record.cwd).is_dir() {
+    record.cwd_deleted = directory::is_deleted(&format!("/proc/{pid}/cwd"));
+    if !record.cwd_deleted && !std::path::Path::new(&record.cwd).is_dir() {
         refusals.push(Refusal {
             pid,
             what: format!("its working directory ({})", record.cwd),
-            why: "it has been deleted".to_owned(),
-            advice: "checkpoint when the program works in a directory that exists".to_owned(),
+            why: "its path leads nowhere (another mount or namespace?)".to_owned(),
+            advice: "checkpoint when the program works in a directory with a path".to_owned(),
         });
     }
     record.umask = status.octal("Umask");
@@ -606,6 +608,7 @@ fn own_place(pid: u32, tid: u32, status: &Status) -> Result<Option<proto::Place>
         cwd: read("cwd")?,
         root: read("root")?,
         umask: status.octal("Umask"),
+        cwd_deleted: directory::is_deleted(&format!("/proc/{pid}/task/{tid}/cwd")),
     }))
 }
 

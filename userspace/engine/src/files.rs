@@ -16,14 +16,17 @@ use crate::procfs;
 use crate::{CheckpointError, Refusal};
 
 pub(crate) mod device;
+pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod inotify;
+pub(crate) mod lock;
 pub(crate) mod object;
 pub(crate) mod outer;
 pub(crate) mod path;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
+pub(crate) mod proc;
 pub(crate) mod pty;
 pub(crate) mod regular;
 pub(crate) mod signalfd;
@@ -83,6 +86,10 @@ pub(crate) struct Table {
     pub(crate) pending: Vec<(u32, Held)>,
     pub(crate) outer: outer::Outer,
     pub(crate) next_space: u64,
+    /// Processes of the job: their pids as we see them, and inside the job.
+    pub(crate) members: HashMap<u32, u32>,
+    /// Files of mappings, by device and inode.
+    mapped_inodes: Vec<(u32, (u64, u64))>,
 }
 
 impl Table {
@@ -98,8 +105,8 @@ impl Table {
         self.files.push(OpenFile {
             id,
             flags,
-            owner: None,
             kind: Some(kind),
+            ..Default::default()
         });
         id
     }
@@ -122,7 +129,7 @@ impl Table {
         } else {
             libc::O_RDONLY
         } as u32;
-        if area.path.ends_with(" (deleted)") {
+        if area.path.ends_with(" (deleted)") || (writable && object::is_memory(pid, area)) {
             return self.mapped_object(pid, area, flags);
         }
         let key = (area.path.clone(), writable);
@@ -134,6 +141,7 @@ impl Table {
             Ok(regular) => {
                 let id = self.add(Kind::Regular(regular), flags);
                 self.mapped.insert(key, id);
+                self.mapped_inodes.push((id, (device, area.inode)));
                 Ok(Ok(id))
             }
             Err(why) => Ok(Err(why)),
@@ -161,7 +169,10 @@ impl Table {
             return Ok(Ok(id));
         }
         let offset = 0;
-        let id = self.add(Kind::Object(images::proto::Object { object, offset }), flags);
+        let id = self.add(
+            Kind::Object(images::proto::Object { object, offset }),
+            flags,
+        );
         self.mapped.insert(key, id);
         Ok(Ok(id))
     }
@@ -217,14 +228,13 @@ impl Table {
                 why,
                 advice,
             };
-            if held.info.lines().any(|line| line.starts_with("lock:")) {
-                let why = "it holds a file lock, which is not supported yet".to_owned();
-                refusals.push(refuse(
-                    (why, "checkpoint when no lock is held".to_owned()),
-                    &held,
-                ));
-                continue;
-            }
+            let (locks, locks_of_file) = match lock::parse(&held.info) {
+                Ok(locks) => locks,
+                Err(why) => {
+                    refusals.push(refuse(why, &held));
+                    continue;
+                }
+            };
             let key = (held.meta.dev(), held.meta.ino());
             let known = self.holders.get(&key).and_then(|others| {
                 others.iter().find(|&&(other, other_fd, _)| {
@@ -239,6 +249,7 @@ impl Table {
                     Ok(kind) => {
                         let id = self.add(kind, held.flags & !(libc::O_CLOEXEC as u32));
                         self.files[id as usize - 1].owner = owner(&held);
+                        self.files[id as usize - 1].locks = locks_of_file;
                         self.holders.entry(key).or_default().push((pid, fd, id));
                         self.pending.push((id, held));
                         id
@@ -253,6 +264,7 @@ impl Table {
                 fd,
                 file,
                 close_on_exec,
+                locks,
             });
         }
         Ok(descriptors)
@@ -308,7 +320,9 @@ impl Table {
         pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
         pty::finish(&mut self.files, &pending, run, &mut refuse)?;
         epoll::finish(&mut self.files, &pending, processes, &mut refuse);
-        let members: Vec<u32> = processes.iter().map(|(pid, _)| *pid).collect();
+        proc::finish(&mut self.files, &pending, &self.members, &mut refuse);
+        object::finish_capture(self, &pending);
+        let members: Vec<u32> = self.members.keys().copied().collect();
         pidfd::finish(&self.files, &pending, &members, &mut refuse);
         Ok(())
     }

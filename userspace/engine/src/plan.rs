@@ -10,7 +10,9 @@ use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
 use images::{Checkpoint, PAGE_SIZE};
 use remote::Program;
 
-use crate::files::{Making, Numbers, Shell, epoll, inotify, object, pidfd, pty, regular, timerfd};
+use crate::files::{
+    Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular, timerfd,
+};
 use crate::host::Host;
 use crate::{
     FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, limits, maps, scheduling,
@@ -332,15 +334,7 @@ pub(crate) fn make(
         }
     });
     stage(&mut steps, "map memory", &|shell, process| {
-        map_memory(
-            shell,
-            process,
-            snapshot,
-            content,
-            host,
-            &block,
-            &making,
-        );
+        map_memory(shell, process, snapshot, content, host, &block, &making);
     });
     stage(&mut steps, "open files", &|shell, process| {
         making.make(shell, process.pid);
@@ -417,9 +411,14 @@ pub(crate) fn make(
     for regular in cut {
         steps.push(Step::CutBack { regular });
     }
-    stage(&mut steps, "watch files", &|shell, process| {
-        inotify::watch(shell, &making, process);
-    });
+    stage(
+        &mut steps,
+        "take locks and watch files",
+        &|shell, process| {
+            lock::take(shell, &making, process);
+            inotify::watch(shell, &making, process);
+        },
+    );
     stage(
         &mut steps,
         "queue signals and start timers",
@@ -893,7 +892,7 @@ fn finish_memory(
             shell.close(fd);
         }
     }
-    work_in(&mut shell.program, &process.cwd, &process.root);
+    work_in(shell, &process.cwd, process.cwd_deleted, &process.root);
 }
 
 /// The object that a process executes.
@@ -907,9 +906,18 @@ fn executed_object(process: &Process, snapshot: &Snapshot) -> Option<u32> {
 }
 
 /// The working directory first: its path is as seen from our root.
-fn work_in(program: &mut Program, cwd: &str, root: &str) {
-    let name = program.string(cwd);
-    program.must(libc::SYS_chdir, &[name.into()], format!("change to {cwd}"));
+fn work_in(shell: &mut Shell, cwd: &str, deleted: bool, root: &str) {
+    let change = |shell: &mut Shell, cwd: &str| {
+        let name = shell.program.string(cwd);
+        let label = format!("change to {cwd}");
+        shell.program.must(libc::SYS_chdir, &[name.into()], label);
+    };
+    if deleted {
+        directory::make(shell, cwd, change);
+    } else {
+        change(shell, cwd);
+    }
+    let program = &mut shell.program;
     if root != "/" {
         let name = program.string(root);
         program.must(
@@ -969,7 +977,10 @@ fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) ->
             &[libc::CLONE_FS.into()],
             "have a working directory of its own",
         );
-        work_in(&mut program, &place.cwd, &place.root);
+        let numbers = Numbers::default();
+        let mut shell = Shell { program, numbers };
+        work_in(&mut shell, &place.cwd, place.cwd_deleted, &place.root);
+        program = shell.program;
         program.try_call(libc::SYS_umask, &[place.umask.into()], "set the umask");
     }
     if thread.robust_list != 0 {

@@ -76,7 +76,7 @@ fn parse(line: &str) -> Option<Parsed> {
     let digits = text("f_handle")?.as_bytes();
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     Some(Parsed {
-        wd: text("wd")?.parse().ok()?,
+        wd: hex("wd")? as i32,
         inode: hex("ino")?,
         // The kernel's own dev_t: twenty bits of minor number.
         device: (device >> 20, device & 0xf_ffff),
@@ -136,9 +136,7 @@ pub(crate) fn watch(shell: &mut Shell, making: &Making<'_>, process: &Process) {
                 add(shell, skipped, libc::IN_DELETE_SELF | IN_MASK_CREATE);
                 let args = [fd.into(), skipped.into()];
                 let label = format!("give up number {skipped}");
-                shell
-                    .program
-                    .must(libc::SYS_inotify_rm_watch, &args, label);
+                shell.program.must(libc::SYS_inotify_rm_watch, &args, label);
                 removed += 1;
                 if removed % ROUND == 0 {
                     forget(shell, fd, file);
@@ -171,9 +169,9 @@ fn forget(shell: &mut Shell, fd: u32, file: &OpenFile) {
 mod tests {
     #[test]
     fn fdinfo() {
-        let line = "inotify wd:2 ino:98c193 sdev:fe00000 mask:80000fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:93c19800ad1e356c";
+        let line = "inotify wd:fd ino:98c193 sdev:fe00000 mask:80000fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:93c19800ad1e356c";
         let parsed = super::parse(line).unwrap();
-        assert_eq!((parsed.wd, parsed.inode), (2, 0x98_c193));
+        assert_eq!((parsed.wd, parsed.inode), (253, 0x98_c193));
         assert_eq!((parsed.device, parsed.handle_type), ((0xfe, 0), 1));
         assert_eq!(parsed.handle.len(), 8);
     }

@@ -44,7 +44,7 @@ pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Wh
         ..Default::default()
     };
     let huge = nix::sys::statfs::fstatfs(file.as_fd())
-        .is_ok_and(|fs| i64::from(fs.filesystem_type().0) == HUGETLBFS_MAGIC);
+        .is_ok_and(|fs| fs.filesystem_type().0 == HUGETLBFS_MAGIC);
     if huge {
         shared.huge_page_size = meta.blksize();
     }
@@ -58,11 +58,19 @@ pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Wh
     } else if meta.nlink() == 0 && !huge && on_device(path, meta.dev()) {
         shared.set_kind(Kind::File);
         path.clone_into(&mut shared.name);
+    } else if meta.nlink() == 1 && !huge && on_device(path, meta.dev()) {
+        shared.set_kind(Kind::Named);
+        path.clone_into(&mut shared.name);
+        shared.inode = meta.ino();
+        shared.born = born(&meta);
     } else {
         return Err(regular::lost(link));
     }
     // Reading is by another open file than the job's, which may not be readable or be at an offset.
-    let own = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)));
+    let own = File::open(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(file)
+    ));
     let own = own.map_err(unreadable)?;
     shared.id = table.shared.len() as u32 + 1;
     shared.space = table.space();
@@ -70,6 +78,39 @@ pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Wh
     table.objects_by_inode.insert(key, shared.id);
     table.shared.push(shared);
     Ok(table.shared.len() as u32)
+}
+
+/// Nanoseconds since the epoch; 0 where the file system does not know.
+fn born(meta: &std::fs::Metadata) -> i64 {
+    let since = meta.created().ok();
+    let since = since.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_nanos() as i64)
+}
+
+/// Whether a mapped file lives in memory only, so that its content is part of the job's.
+pub(super) fn is_memory(pid: u32, area: &crate::maps::Area) -> bool {
+    let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
+    nix::sys::statfs::statfs(path.as_str())
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
+/// Files that turned out to be objects when others had already been met as plain files.
+pub(super) fn finish_capture(table: &mut Table, pending: &[(u32, Held)]) {
+    let held = pending.iter().map(|(id, held)| {
+        let key = (held.meta.dev(), held.meta.ino());
+        (*id, key)
+    });
+    let all: Vec<_> = held.chain(table.mapped_inodes.iter().copied()).collect();
+    for (id, key) in all {
+        let Some(&object) = table.objects_by_inode.get(&key) else {
+            continue;
+        };
+        let kind = &mut table.files[id as usize - 1].kind;
+        if let Some(FileKind::Regular(regular)) = kind {
+            let offset = regular.offset;
+            *kind = Some(FileKind::Object(proto::Object { object, offset }));
+        }
+    }
 }
 
 pub(super) fn capture(table: &mut Table, held: &Held) -> Result<FileKind, Why> {
@@ -95,19 +136,44 @@ fn on_device(path: &str, device: u64) -> bool {
 
 /// Why a deleted file cannot be made on this host.
 pub(crate) fn check(shared: &SharedMemory, root: u32) -> Option<Refusal> {
-    if shared.kind() != Kind::File {
-        return None;
+    let refusal = |why: String, advice: &str| {
+        Some(Refusal {
+            pid: root,
+            what: shared.name.clone(),
+            why,
+            advice: advice.to_owned(),
+        })
+    };
+    match shared.kind() {
+        Kind::File => {}
+        Kind::Named => {
+            let above = Path::new(&shared.name).parent()?;
+            if !above.is_dir() {
+                let why = format!("there is no directory {}", above.display());
+                return refusal(why, "make it");
+            }
+            // The job's own, from before: what is in it belongs to the memory of processes that are gone.
+            let now = std::fs::symlink_metadata(&shared.name).ok()?;
+            if (now.ino(), born(&now)) == (shared.inode, shared.born) {
+                return None;
+            }
+            let why = "another file has taken this name, which the job's shared memory had";
+            return refusal(why.to_owned(), "move that file away");
+        }
+        Kind::Anonymous | Kind::Memfd => return None,
     }
     let at = directory(&shared.name)?;
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_TMPFILE);
     let error = options.open(at).err()?;
-    Some(Refusal {
-        pid: root,
-        what: format!("{}{DELETED}", shared.name),
-        why: format!("no file without a name can be made in {}: {error}", at.display()),
-        advice: "give that directory's file system room and write access".to_owned(),
-    })
+    let why = format!(
+        "it was deleted, and no file without a name can be made in {}: {error}",
+        at.display()
+    );
+    refusal(
+        why,
+        "give that directory's file system room and write access",
+    )
 }
 
 /// The first process that has the object mapped or open.
@@ -143,8 +209,8 @@ pub(crate) fn make(shell: &mut Shell, shared: &SharedMemory, at: u64, place: u32
             let name = shell.program.string(&shared.name);
             let mut flags = MFD_ALLOW_SEALING;
             if shared.huge_page_size != 0 {
-                flags |= MFD_HUGETLB
-                    | shared.huge_page_size.trailing_zeros() << libc::MAP_HUGE_SHIFT;
+                flags |=
+                    MFD_HUGETLB | shared.huge_page_size.trailing_zeros() << libc::MAP_HUGE_SHIFT;
             }
             let label = format!("make memfd {}", shared.name);
             shell.open(libc::SYS_memfd_create, &[name.into(), flags.into()], label)
@@ -154,8 +220,31 @@ pub(crate) fn make(shell: &mut Shell, shared: &SharedMemory, at: u64, place: u32
             let name = shell.program.string(&at.to_string_lossy());
             let flags = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC;
             let mode = 0o600;
-            let args = [libc::AT_FDCWD.into(), name.into(), flags.into(), mode.into()];
+            let args = [
+                libc::AT_FDCWD.into(),
+                name.into(),
+                flags.into(),
+                mode.into(),
+            ];
             let label = format!("make a file in place of {}{DELETED}", shared.name);
+            shell.open(libc::SYS_openat, &args, label)
+        }
+        Kind::Named => {
+            let name = shell.program.string(&shared.name);
+            // Whoever has the old one open keeps it.
+            let label = format!("delete the old {}, if it is there", shared.name);
+            shell
+                .program
+                .try_call(libc::SYS_unlink, &[name.into()], label);
+            let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR | libc::O_CLOEXEC;
+            let mode = 0o600;
+            let args = [
+                libc::AT_FDCWD.into(),
+                name.into(),
+                flags.into(),
+                mode.into(),
+            ];
+            let label = format!("make {}", shared.name);
             shell.open(libc::SYS_openat, &args, label)
         }
     };
@@ -257,7 +346,10 @@ pub(crate) fn finish(shell: &mut Shell, shared: &SharedMemory, place: u32) {
         .must(libc::SYS_fchmod, &args, "set its permissions");
     let split = |time: i64| {
         let second = 1_000_000_000;
-        [time.div_euclid(second) as u64, time.rem_euclid(second) as u64]
+        [
+            time.div_euclid(second) as u64,
+            time.rem_euclid(second) as u64,
+        ]
     };
     let times = [split(shared.accessed), split(shared.modified)].concat();
     let times = shell.program.words(&times);

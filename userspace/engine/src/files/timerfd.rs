@@ -30,7 +30,10 @@ pub(crate) fn capture(held: &Held) -> Result<Kind, Why> {
         if timer.interval == 0 && timer.ticks != 0 {
             timer.remaining = 0;
         }
-        let realtime = matches!(timer.clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
+        let realtime = matches!(
+            timer.clock,
+            libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM
+        );
         if realtime && timer.remaining != 0 && settime_flags(&info) & TFD_TIMER_ABSTIME != 0 {
             timer.deadline = sys::clock(libc::CLOCK_REALTIME) + timer.remaining;
         }
@@ -110,6 +113,9 @@ mod tests {
         let info = "pos:\t0\nclockid: 1\nticks: 10\nsettime flags: 01\nit_value: (2, 221141)\nit_interval: (0, 1000000)\n";
         let timer = super::parse(info);
         assert_eq!((timer.clock, timer.ticks), (1, 10));
-        assert_eq!((timer.remaining, timer.interval), (2_000_221_141, 1_000_000));
+        assert_eq!(
+            (timer.remaining, timer.interval),
+            (2_000_221_141, 1_000_000)
+        );
     }
 }

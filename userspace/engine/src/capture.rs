@@ -42,8 +42,8 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
             .sum(),
     );
     clock.phase("pages");
-    let writer = options.job.begin(options.compression)?;
-    let pages = pages::dump(&writer, &sources, options.progress)?;
+    let writer = options.job.begin(options.compression, None)?;
+    pages::dump(&writer, &sources, options.progress)?;
     drop(sources);
     let mut stopped = frozen.since.elapsed();
     if !options.kill {
@@ -58,11 +58,10 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
             .iter()
             .map(|(name, time)| phase(name, *time))
             .collect(),
-        pages,
-        bytes: writer.written(),
         stopped_ns: stopped.as_nanos() as u64,
         total_ns: begin.elapsed().as_nanos() as u64,
-        compression: options.compression.name().to_owned(),
+        // The rest is the writer's.
+        ..Default::default()
     };
     let committed = writer.commit(snapshot, statistics)?;
     if options.kill {

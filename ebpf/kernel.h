@@ -36,21 +36,8 @@ struct inode {
 	struct super_block *i_sb;
 };
 
-struct dentry {
-	struct inode *d_inode;
-};
-
-struct path {
-	struct dentry *dentry;
-};
-
 struct file {
-	__u32 f_mode;
 	struct inode *f_inode;
-};
-
-struct backing_file {
-	struct path user_path;
 };
 
 struct mm_struct {

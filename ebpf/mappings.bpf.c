@@ -9,20 +9,7 @@
 /* The license as the kernel wants to know it (include/linux/license.h): reading kernel memory is for compatible ones only. */
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* include/linux/fs.h, since Linux 6.5: the file is part of a struct backing_file. */
-#define FMODE_BACKING (1u << 25)
 #define PAGE_SHIFT 12
-
-/* The inode that /proc shows: of a file of a stacked file system (overlayfs), that of the upper layer (file_user_inode). */
-static __always_inline struct inode *inode_of(struct file *file)
-{
-	if (bpf_core_type_exists(struct backing_file) && (file->f_mode & FMODE_BACKING)) {
-		struct backing_file *backing = (void *)file;
-
-		return BPF_CORE_READ(backing, user_path.dentry, d_inode);
-	}
-	return file->f_inode;
-}
 
 SEC("iter/task_vma")
 int mappings(struct bpf_iter__task_vma *ctx)
@@ -45,14 +32,12 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	mm = vma->vm_mm;
 	/* The order of names is that of fs/proc/task_mmu.c, get_vma_name. */
 	if (file) {
-		struct inode *inode = inode_of(file);
-
 		record.kind = MAPPING_FILE;
 		record.offset = (__u64)vma->vm_pgoff << PAGE_SHIFT;
 		record.file = (__u64)file;
-		record.inode = BPF_CORE_READ(inode, i_ino);
-		record.device = BPF_CORE_READ(inode, i_sb, s_dev);
-		record.block_size = BPF_CORE_READ(inode, i_sb, s_blocksize);
+		record.inode = file->f_inode->i_ino;
+		record.device = file->f_inode->i_sb->s_dev;
+		record.block_size = file->f_inode->i_sb->s_blocksize;
 	} else if (vma->vm_ops && vma->vm_ops->name) {
 		struct vm_special_mapping *special = vma->vm_private_data;
 		const char *text = BPF_CORE_READ(special, name);

@@ -8,7 +8,8 @@ use std::process::{Command, exit};
 const PROGRAMS: [&str; 1] = ["mappings"];
 
 fn main() {
-    let sources = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../../ebpf");
+    let sources =
+        PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../../ebpf");
     let output = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     println!("cargo::rerun-if-changed={}", sources.display());
@@ -16,7 +17,9 @@ fn main() {
     for program in PROGRAMS {
         let source = sources.join(format!("{program}.bpf.c"));
         let done = Command::new(&clang)
-            .args(["-target", "bpf", "-O2", "-g", "-mcpu=v3", "-Wall", "-Werror", "-c"])
+            .args([
+                "-target", "bpf", "-O2", "-g", "-mcpu=v3", "-Wall", "-Werror", "-c",
+            ])
             .arg(&source)
             .arg("-o")
             .arg(output.join(format!("{program}.bpf.o")))

@@ -4,7 +4,9 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel does not describe its structures.
-    #[error("the kernel does not describe its structures ({path}: {source}): it was built without CONFIG_DEBUG_INFO_BTF")]
+    #[error(
+        "the kernel does not describe its structures ({path}: {source}): it was built without CONFIG_DEBUG_INFO_BTF"
+    )]
     NoDescription {
         /// /sys/kernel/btf/vmlinux
         path: &'static str,

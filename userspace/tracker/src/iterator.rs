@@ -20,7 +20,12 @@ impl TaskIterator {
 
     /// Everything the program writes for a process, numbered as in our pid namespace.
     pub(crate) fn read(&self, pid: u32) -> Result<Vec<u8>, Error> {
-        let failed = |doing: &str| Error::system(format!("{doing} the BPF iterator {} of process {pid}", self.name));
+        let failed = |doing: &str| {
+            Error::system(format!(
+                "{doing} the BPF iterator {} of process {pid}",
+                self.name
+            ))
+        };
         let link = sys::link_iterator(self.program.as_fd(), pid).map_err(failed("making"))?;
         let mut file = File::from(sys::open_iterator(link.as_fd()).map_err(failed("opening"))?);
         let mut records = Vec::with_capacity(BUFFER);

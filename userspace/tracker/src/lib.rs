@@ -5,6 +5,7 @@
 //!
 //! Everything here has a slower way without BPF; callers take that when [`Tracker::load`] fails.
 
+mod btf;
 mod error;
 mod flags;
 mod iterator;
@@ -35,7 +36,7 @@ impl Tracker {
     /// [`Error`]: the kernel or our rights do not allow it.
     pub fn load() -> Result<Self, Error> {
         let kernel = object::Kernel::read()?;
-        let mut mappings = kernel.load(object::MAPPINGS)?;
+        let mut mappings = kernel.fit(object::MAPPINGS)?;
         let tracker = Self {
             mappings: mappings.iterator("mappings", "task_vma")?,
             flags: Mutex::default(),
@@ -55,12 +56,18 @@ impl Tracker {
     /// What smaps would show as the `VmFlags` of a mapping: two letters each, with spaces between. `None`: the kernel has
     /// not yet been seen to show what these flags are; read smaps then, and tell with [`Self::learn`].
     pub fn flag_names(&self, flags: u64) -> Option<String> {
-        self.flags.lock().unwrap_or_else(PoisonError::into_inner).names(flags)
+        self.flags
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .names(flags)
     }
 
     /// Flags of mappings and what smaps says of the same ones.
     pub fn learn<'a>(&self, samples: impl IntoIterator<Item = (u64, &'a str)>) {
-        self.flags.lock().unwrap_or_else(PoisonError::into_inner).learn(samples);
+        self.flags
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .learn(samples);
     }
 
     /// Numbers of flags differ between kernels; mappings of our own that have them tell what they are called.
@@ -77,7 +84,9 @@ impl Tracker {
             let flags = before.iter().find(same)?.flags;
             (after.iter().find(same)?.flags == flags).then_some(flags)
         };
-        self.learn(samples::flags(&smaps).filter_map(|(range, names)| Some((stable(range)?, names))));
+        self.learn(
+            samples::flags(&smaps).filter_map(|(range, names)| Some((stable(range)?, names))),
+        );
         Ok(())
     }
 }

@@ -70,8 +70,13 @@ pub(crate) fn parse(records: &[u8]) -> Result<Vec<Mapping>, Error> {
 fn one(reader: &mut Reader<'_>) -> Option<Mapping> {
     let (start, end, flags, offset) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
     let (file, inode) = (reader.u64()?, reader.u64()?);
-    let (device, block_size, kind, named) = (reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?);
-    let name = if named == 0 { None } else { Some(reader.text(NAME_SIZE)?) };
+    let (device, block_size, kind, named) =
+        (reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?);
+    let name = if named == 0 {
+        None
+    } else {
+        Some(reader.text(NAME_SIZE)?)
+    };
     let place = match kind {
         0 => Place::Anonymous(name),
         1 => Place::File {

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use aya_obj::Object;
-use aya_obj::btf::{Btf, BtfKind};
 
+use crate::btf::Btf;
 use crate::iterator::TaskIterator;
 use crate::{Error, sys};
 
@@ -14,7 +14,8 @@ struct Aligned<B: ?Sized>(B);
 
 /// `ebpf/mappings.bpf.c`
 pub(crate) const MAPPINGS: Compiled = {
-    static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/mappings.bpf.o")));
+    static OBJECT: &Aligned<[u8]> =
+        &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/mappings.bpf.o")));
     Compiled {
         name: "mappings",
         bytes: &OBJECT.0,
@@ -30,7 +31,7 @@ pub(crate) struct Compiled {
 
 /// The running kernel's description of itself.
 pub(crate) struct Kernel {
-    btf: Btf,
+    data: Vec<u8>,
 }
 
 const DESCRIPTION: &str = "/sys/kernel/btf/vmlinux";
@@ -41,43 +42,58 @@ impl Kernel {
             path: DESCRIPTION,
             source,
         })?;
-        let btf = Btf::parse(&data, Default::default()).map_err(|error| Error::Program {
-            name: "any".into(),
-            why: error.to_string(),
-        })?;
-        Ok(Self { btf })
+        Ok(Self { data })
     }
 
     /// Fits an object to this kernel.
-    pub(crate) fn load(&self, compiled: Compiled) -> Result<Fitted<'_>, Error> {
+    pub(crate) fn fit(&self, compiled: Compiled) -> Result<Fitted<'_>, Error> {
         let unfit = |why: String| Error::Program {
             name: compiled.name.to_owned(),
             why,
         };
         let mut object = Object::parse(compiled.bytes).map_err(|error| unfit(error.to_string()))?;
-        object.relocate_btf(&self.btf).map_err(|error| unfit(error.to_string()))?;
-        let sections = object.functions.keys().map(|(section, _)| *section).collect();
-        object.relocate_calls(&sections).map_err(|error| unfit(error.to_string()))?;
-        Ok(Fitted { kernel: self, object })
-    }
-
-    fn function(&self, name: &str) -> Result<u32, Error> {
-        self.btf
-            .id_by_type_name_kind(name, BtfKind::Func)
-            .map_err(|_| Error::Lacks { what: name.to_owned() })
+        let asked = object
+            .btf
+            .as_ref()
+            .map(aya_obj::btf::Btf::to_bytes)
+            .unwrap_or_default();
+        let undescribed = || unfit("its types are not described".to_owned());
+        let kernel = Btf::new(&self.data).ok_or_else(undescribed)?;
+        let only = kernel.only(&Btf::new(&asked).ok_or_else(undescribed)?.names());
+        let only = aya_obj::btf::Btf::parse(&only, Default::default())
+            .map_err(|error| unfit(error.to_string()))?;
+        object
+            .relocate_btf(&only)
+            .map_err(|error| unfit(error.to_string()))?;
+        let sections = object
+            .functions
+            .keys()
+            .map(|(section, _)| *section)
+            .collect();
+        object
+            .relocate_calls(&sections)
+            .map_err(|error| unfit(error.to_string()))?;
+        Ok(Fitted { kernel, object })
     }
 }
 
 /// An object whose programs can be loaded.
 pub(crate) struct Fitted<'a> {
-    kernel: &'a Kernel,
+    kernel: Btf<'a>,
     object: Object,
 }
 
 impl Fitted<'_> {
     /// Loads an iterator over objects of a kind of the kernel's ("task", "`task_vma`", ...).
-    pub(crate) fn iterator(&mut self, name: &'static str, over: &str) -> Result<TaskIterator, Error> {
-        let target = self.kernel.function(&format!("bpf_iter_{over}"))?;
+    pub(crate) fn iterator(
+        &mut self,
+        name: &'static str,
+        over: &str,
+    ) -> Result<TaskIterator, Error> {
+        let lacks = || Error::Lacks {
+            what: format!("iterator over {over}"),
+        };
+        let target = self.kernel.iterator(over).ok_or_else(lacks)?;
         let program = self.program(name, sys::Attach::Iterator, target)?;
         Ok(TaskIterator::new(name, program))
     }
@@ -87,7 +103,11 @@ impl Fitted<'_> {
             name: name.to_owned(),
             why,
         };
-        let program = self.object.programs.get(name).ok_or_else(|| unfit("it is not in its object".into()))?;
+        let program = self
+            .object
+            .programs
+            .get(name)
+            .ok_or_else(|| unfit("it is not in its object".into()))?;
         let function = self
             .object
             .functions

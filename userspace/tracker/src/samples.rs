@@ -25,7 +25,11 @@ impl Samples {
             (PAGE, write, private | libc::MAP_NORESERVE),
             (PAGE, write, private | libc::MAP_GROWSDOWN),
             (PAGE, write, MAP_DROPPABLE | libc::MAP_ANONYMOUS),
-            (HUGE_PAGE, write, private | libc::MAP_NORESERVE | libc::MAP_HUGETLB),
+            (
+                HUGE_PAGE,
+                write,
+                private | libc::MAP_NORESERVE | libc::MAP_HUGETLB,
+            ),
         ];
         let advised = [
             libc::MADV_DONTFORK,
@@ -42,9 +46,17 @@ impl Samples {
             .filter_map(|(length, prot, flags)| Area::map(length, prot, flags).ok())
             .collect();
         for advice in advised {
-            areas.extend(Area::map(PAGE, write, private).ok().filter(|area| area.advise(advice).is_ok()));
+            areas.extend(
+                Area::map(PAGE, write, private)
+                    .ok()
+                    .filter(|area| area.advise(advice).is_ok()),
+            );
         }
-        areas.extend(Area::map(PAGE, write, private).ok().filter(|area| area.lock(MLOCK_ONFAULT).is_ok()));
+        areas.extend(
+            Area::map(PAGE, write, private)
+                .ok()
+                .filter(|area| area.lock(MLOCK_ONFAULT).is_ok()),
+        );
         Self { _areas: areas }
     }
 }

@@ -136,7 +136,11 @@ pub(crate) fn load(load: &Load<'_>) -> Result<OwnedFd, Refused> {
         license: load.license.as_ptr() as u64,
         log_level: u32::from(!log.is_empty()),
         log_size: log.len() as u32,
-        log: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
+        log: if log.is_empty() {
+            0
+        } else {
+            log.as_mut_ptr() as u64
+        },
         name,
         expected_attach_type: load.attach.number(),
         attach_btf_id: load.target,
@@ -210,14 +214,22 @@ impl Area {
     pub(crate) fn advise(&self, advice: i32) -> io::Result<()> {
         // SAFETY: the memory is ours and nothing is in it.
         let done = unsafe { libc::madvise(self.start, self.length, advice) };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// mlock2(2)
     pub(crate) fn lock(&self, flags: u32) -> io::Result<()> {
         // SAFETY: as above.
         let done = unsafe { libc::syscall(libc::SYS_mlock2, self.start, self.length, flags) };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 }
 

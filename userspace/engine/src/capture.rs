@@ -7,6 +7,7 @@ use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
 use remote::live::{FRAME_ALTSTACK, Lent, State};
 use remote::{Blob, Outcome, Program, stub, sys};
+use tracker::Tracker;
 
 use crate::files::{Table, directory, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
@@ -42,8 +43,8 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
             .sum(),
     );
     clock.phase("pages");
-    let writer = options.job.begin(options.compression)?;
-    let pages = pages::dump(&writer, &sources, options.progress)?;
+    let writer = options.job.begin(options.compression, None)?;
+    pages::dump(&writer, &sources, options.progress)?;
     drop(sources);
     let mut stopped = frozen.since.elapsed();
     if !options.kill {
@@ -58,11 +59,10 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
             .iter()
             .map(|(name, time)| phase(name, *time))
             .collect(),
-        pages,
-        bytes: writer.written(),
         stopped_ns: stopped.as_nanos() as u64,
         total_ns: begin.elapsed().as_nanos() as u64,
-        compression: options.compression.name().to_owned(),
+        // The rest is the writer's.
+        ..Default::default()
     };
     let committed = writer.commit(snapshot, statistics)?;
     if options.kill {
@@ -281,6 +281,7 @@ fn capture(
         }
         one(
             process,
+            options.tracker,
             status,
             &stat,
             &ids,
@@ -461,6 +462,7 @@ fn relations(status: &Status, stat: &Stat, ids: &Ids, statuses: &HashMap<u32, St
 /// Captures one process that is not a zombie.
 fn one(
     process: &mut freeze::Process,
+    tracker: Option<&Tracker>,
     status: &Status,
     stat: &Stat,
     ids: &Ids,
@@ -550,7 +552,7 @@ fn one(
             };
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
             let space = table.space();
-            let mut memory = maps::capture(pid, space, &ours, table, refusals)?;
+            let mut memory = maps::capture(pid, tracker, space, &ours, table, refusals)?;
             memory.space.layout = Some(maps::layout(
                 pid,
                 stat,

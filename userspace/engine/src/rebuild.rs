@@ -15,7 +15,7 @@ use remote::{Arg, Expect, Program, RunError, Running, Stop, Stopped, Waited, liv
 use crate::files::{outer, regular};
 use crate::pages::{self, Area, Target};
 use crate::plan::{Plan, Step};
-use crate::{Rebuilt, RestoreError, RestoreOptions, maps, tree, vdso, waits};
+use crate::{Rebuilt, RestoreError, RestoreOptions, areas, tree, vdso, waits};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
@@ -160,7 +160,7 @@ impl Builder<'_> {
         slot.length = block.leader - 4096;
         let path = format!("/proc/{outer}/maps");
         let text = std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))?;
-        let areas = maps::parse(&text);
+        let areas = areas::parse(&text);
         let first = areas
             .iter()
             .find(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));

@@ -120,7 +120,8 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             tracing::debug!("whoever started the restore has gone: {error}");
         }
     }
-    post.supervise(signals, rebuilt.root, rebuilt.init).mirror()
+    post.supervise(signals, rebuilt.root, rebuilt.init, args.bpf)
+        .mirror()
 }
 
 /// Starts ckptd anew as the job's supervisor in a process group of its own, as a shell does with `&`, and waits

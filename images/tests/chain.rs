@@ -63,11 +63,12 @@ fn checkpoint_of(job: &Job, models: &BTreeMap<u64, Memory>, base: usize) -> Opti
 /// Takes the checkpoint of a step, and gives what it should hold.
 fn take(job: &Job, step: &Step, base: Option<&Checkpoint>, mut memory: Memory) -> (u64, Memory) {
     let mut writer = job.begin(step.how, base).unwrap();
-    for space in &step.ended {
-        memory.remove(space);
-    }
     // As the tracker sees it: what was ever written or unmapped since the base is no longer as it was there.
     let mut touched: BTreeMap<u64, PageSet> = BTreeMap::new();
+    for &space in &step.ended {
+        let pages = memory.remove(&space).unwrap_or_default();
+        touched.insert(space, pages.into_keys().collect());
+    }
     for (round, (written, gone)) in step.rounds.iter().enumerate() {
         if round > 0 {
             writer.next_round();

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bpf::BpfArgs;
 use crate::take::Compress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -125,7 +126,7 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     /// What the supervisor is to do, with checkpoints in `dir`.
-    pub(crate) fn in_store(&self, dir: PathBuf) -> crate::supervisor::Schedule {
+    pub(crate) fn in_store(&self, dir: PathBuf, bpf: BpfArgs) -> crate::supervisor::Schedule {
         crate::supervisor::Schedule {
             order: crate::take::Order {
                 dir,
@@ -133,6 +134,7 @@ impl Schedule {
                 kill: false,
                 incremental: self.incremental,
                 max_freeze: self.max_freeze,
+                no_bpf: bpf.no_bpf,
             },
             every: self.every,
             keep: self.keep.map(|keep| keep as usize),
@@ -158,6 +160,8 @@ pub(crate) struct Run {
     pub store: StoreDir,
     #[command(flatten)]
     pub schedule: Schedule,
+    #[command(flatten)]
+    pub bpf: BpfArgs,
     /// The command to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<OsString>,
@@ -198,6 +202,8 @@ pub(crate) struct Checkpoint {
     /// How hard to compress memory
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compress: Compress,
+    #[command(flatten)]
+    pub bpf: BpfArgs,
     #[command(flatten)]
     pub output: Output,
 }
@@ -258,6 +264,8 @@ pub(crate) struct Restore {
     /// Print the steps that would be taken, and take none
     #[arg(long, conflicts_with = "detach")]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub bpf: BpfArgs,
     #[command(flatten)]
     pub output: Output,
     /// This is the process in the background; descriptor 3 leads to the one that started it

@@ -1,5 +1,6 @@
 //! Taking a checkpoint: the one place where a client's or supervisor's order meets the engine.
 
+use crate::bpf::Bpf;
 use crate::failure::Failure;
 use crate::report::Report;
 use clap::ValueEnum;
@@ -45,6 +46,9 @@ pub(crate) struct Order {
     pub incremental: bool,
     /// How long the job may stand still for its memory.
     pub max_freeze: Duration,
+    /// Read the job's state from /proc only.
+    #[serde(default)]
+    pub no_bpf: bool,
 }
 
 /// How long a job may stand still for its memory, unless told otherwise.
@@ -89,10 +93,11 @@ pub(crate) fn take(
     order: &Order,
     target: Target,
     tracking: Option<&mut Tracking>,
+    bpf: &Bpf,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let job = Store::create(&order.dir)?.create_job(name)?;
-    let taken = take_into(&job, order, target, tracking, progress);
+    let taken = take_into(&job, order, target, tracking, bpf, progress);
     if taken.is_err() {
         // What was made for nothing goes again; what is not empty stays.
         for dir in [&job.path().join("segments"), job.path(), &order.dir] {
@@ -107,6 +112,7 @@ fn take_into(
     order: &Order,
     target: Target,
     tracking: Option<&mut Tracking>,
+    bpf: &Bpf,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let options = CheckpointOptions {
@@ -116,6 +122,7 @@ fn take_into(
         kill: order.kill,
         max_freeze: order.max_freeze,
         stdio_of: target.stdio_of,
+        tracker: bpf.tracker(order.no_bpf),
         progress,
     };
     let report = engine::checkpoint(&options, tracking)?;

@@ -6,8 +6,9 @@ use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
 use remote::live::{FRAME_ALTSTACK, Lent, State};
 use remote::{Blob, Outcome, Program, stub, sys};
+use tracker::Tracker;
 
-use crate::files::{Table, outer::Outer, pty};
+use crate::files::{Table, directory, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::Source;
 use crate::procfs::{Stat, Status};
@@ -161,6 +162,7 @@ pub(crate) fn capture(
     let ids = ids(&statuses, root);
     let outer = Outer::of(options.stdio_of, order.contains(&options.stdio_of));
     let mut table = Table::new(outer, numbers);
+    table.members.clone_from(&ids.inner);
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
         let Some(process) = frozen.processes.get_mut(pid) else {
@@ -191,6 +193,7 @@ pub(crate) fn capture(
         }
         one(
             process,
+            options.tracker,
             status,
             &stat,
             &ids,
@@ -375,6 +378,7 @@ fn relations(status: &Status, stat: &Stat, ids: &Ids, statuses: &HashMap<u32, St
 /// Captures one process that is not a zombie.
 fn one(
     process: &mut freeze::Process,
+    tracker: Option<&Tracker>,
     status: &Status,
     stat: &Stat,
     ids: &Ids,
@@ -464,13 +468,8 @@ fn one(
             };
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
             let space = table.spaces.of(pid);
-            let mut memory = maps::capture(
-                pid,
-                (space, table.spaces.is_watched(pid)),
-                &ours,
-                table,
-                refusals,
-            )?;
+            let watched = table.spaces.is_watched(pid);
+            let mut memory = maps::capture(pid, tracker, (space, watched), &ours, table, refusals)?;
             memory.space.layout = Some(maps::layout(
                 pid,
                 stat,
@@ -499,12 +498,13 @@ fn one(
         .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
     record.root = procfs::link(&format!("/proc/{pid}/root"))
         .map_err(failed(format!("reading /proc/{pid}/root")))?;
-    if !std::path::Path::new(&record.cwd).is_dir() {
+    record.cwd_deleted = directory::is_deleted(&format!("/proc/{pid}/cwd"));
+    if !record.cwd_deleted && !std::path::Path::new(&record.cwd).is_dir() {
         refusals.push(Refusal {
             pid,
             what: format!("its working directory ({})", record.cwd),
-            why: "it has been deleted".to_owned(),
-            advice: "checkpoint when the program works in a directory that exists".to_owned(),
+            why: "its path leads nowhere (another mount or namespace?)".to_owned(),
+            advice: "checkpoint when the program works in a directory with a path".to_owned(),
         });
     }
     record.umask = status.octal("Umask");
@@ -528,6 +528,7 @@ fn own_place(pid: u32, tid: u32, status: &Status) -> Result<Option<proto::Place>
         cwd: read("cwd")?,
         root: read("root")?,
         umask: status.octal("Umask"),
+        cwd_deleted: directory::is_deleted(&format!("/proc/{pid}/task/{tid}/cwd")),
     }))
 }
 

@@ -9,7 +9,7 @@ use crate::cow::Copy;
 use crate::freeze::Frozen;
 use crate::pages::{self, Copied, Held, Source};
 use crate::track::{Settled, Tracking};
-use crate::{CheckpointError, CheckpointOptions, CheckpointReport, maps};
+use crate::{CheckpointError, CheckpointOptions, CheckpointReport, areas};
 
 /// Most bytes that are held in memory for the time of the freeze.
 const MAX_HELD: u64 = 96 << 20;
@@ -179,7 +179,7 @@ impl Remainder {
                 let mappings = memory.filter(|memory| memory.space == *space);
                 let left_out: Vec<_> = mappings
                     .flat_map(|memory| &memory.mappings)
-                    .filter(|m| maps::has(&m.vm_flags, "dc") || maps::has(&m.vm_flags, "wf"))
+                    .filter(|m| areas::has(&m.vm_flags, "dc") || areas::has(&m.vm_flags, "wf"))
                     .collect();
                 let (now, later): (Vec<_>, Vec<_>) = areas.iter().cloned().partition(|(run, _)| {
                     let inside = |m: &&proto::Mapping| m.start <= run.start && run.end <= m.end;

@@ -13,7 +13,7 @@ use crate::capture::lend;
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::{self, Copied, Source};
 use crate::procfs::{self, Stat, Status};
-use crate::{CheckpointError, Progress, RestoreError, Scope, maps};
+use crate::{CheckpointError, Progress, RestoreError, Scope, areas};
 
 /// The state of a job's memory as of its newest checkpoint. Belongs to one job and is dropped with it; then nothing
 /// of it is left in the job.
@@ -112,7 +112,7 @@ impl Tracking {
             doing: doing(),
             source,
         })?;
-        let areas = maps::private_areas(pid).map_err(|error| RestoreError::System {
+        let areas = areas::private(pid).map_err(|error| RestoreError::System {
             doing: doing(),
             source: std::io::Error::other(error),
         })?;
@@ -362,7 +362,7 @@ impl Space {
 
     /// Looks which pages of a running process were written.
     fn look(&mut self, pid: u32) -> Result<(), CheckpointError> {
-        self.areas = maps::private_areas(pid)?;
+        self.areas = areas::private(pid)?;
         let ranges: Vec<_> = self.areas.iter().map(|(range, _)| range.clone()).collect();
         self.collect(&ranges)
     }

@@ -1,5 +1,6 @@
 //! `ckptd checkpoint`: asks the job's supervisor, or does it itself where there is none.
 
+use crate::bpf::Bpf;
 use crate::cli::{Checkpoint, StoreDir};
 use crate::failure::{Exit, Failure};
 use crate::output::{print, print_json};
@@ -32,6 +33,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 kill: args.kill,
                 incremental: args.incremental,
                 max_freeze: args.max_freeze,
+                no_bpf: args.bpf.no_bpf,
             };
             of_job(&state, order, &meter)?
         }
@@ -42,6 +44,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 kill: args.kill,
                 incremental: false,
                 max_freeze: args.max_freeze,
+                no_bpf: args.bpf.no_bpf,
             };
             of_process(pid, args.name, &order, &meter)?
         }
@@ -100,7 +103,7 @@ fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure>
         Some(reaper) => Target::supervised(root.pid, reaper.pid, stdio_of),
         None => Target::tree(root.pid),
     };
-    take(&state.name, &order, target, None, meter)
+    take(&state.name, &order, target, None, &Bpf::default(), meter)
 }
 
 fn of_process(
@@ -119,5 +122,12 @@ fn of_process(
         .help("run ckptd from another terminal, or name a process further down (`pstree -p`)"));
     }
     let name = name.unwrap_or_else(|| format!("{}-{pid}", default_name(&comm)));
-    take(&name, order, Target::tree(pid), None, meter)
+    take(
+        &name,
+        order,
+        Target::tree(pid),
+        None,
+        &Bpf::default(),
+        meter,
+    )
 }

@@ -124,7 +124,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             tracing::debug!("whoever started the restore has gone: {error}");
         }
     }
-    let schedule = args.schedule.in_store(dir);
+    let schedule = args.schedule.in_store(dir, args.bpf);
     post.supervise(signals, (rebuilt.root, rebuilt.init), schedule, tracking)
         .mirror()
 }

@@ -3,6 +3,7 @@
 
 use super::control::Answer;
 use super::protocol::Reply;
+use crate::bpf::Bpf;
 use crate::failure::Failure;
 use crate::report::Report;
 use crate::take::{self, Order, Target};
@@ -44,6 +45,7 @@ impl Taker {
         let busy = Arc::new(Mutex::new(()));
         let work = Work {
             busy: Arc::clone(&busy),
+            bpf: Bpf::in_background(schedule.order.no_bpf),
             name,
             target,
             schedule,
@@ -80,6 +82,7 @@ impl Taker {
 
 struct Work {
     busy: Arc<Mutex<()>>,
+    bpf: Arc<Bpf>,
     name: String,
     target: Target,
     schedule: Schedule,
@@ -97,15 +100,18 @@ impl Work {
                 None => inbox.recv().map_err(RecvTimeoutError::from),
             };
             match request {
-                Ok((order, answer)) => match self.take(&order, &answer) {
-                    Ok(report) => {
-                        answer.finish(&Reply::Done(report.clone()));
-                        if order.kill {
-                            return Some(report);
+                Ok((mut order, answer)) => {
+                    order.no_bpf |= self.schedule.order.no_bpf;
+                    match self.take(&order, &answer) {
+                        Ok(report) => {
+                            answer.finish(&Reply::Done(report.clone()));
+                            if order.kill {
+                                return Some(report);
+                            }
                         }
+                        Err(failure) => answer.finish(&Reply::Failed(failure)),
                     }
-                    Err(failure) => answer.finish(&Reply::Failed(failure)),
-                },
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     self.on_time();
                     // Counted from its end: a checkpoint that takes longer than that must not follow itself.
@@ -132,7 +138,14 @@ impl Work {
         }
         let tracking = self.tracking.as_mut().filter(|_| order.incremental);
         let guard = self.busy.lock();
-        let taken = take::take(&self.name, order, self.target, tracking, progress);
+        let taken = take::take(
+            &self.name,
+            order,
+            self.target,
+            tracking,
+            &self.bpf,
+            progress,
+        );
         drop(guard);
         // Children may have ended meanwhile.
         let _ = kill(getpid(), Signal::SIGCHLD);

@@ -88,7 +88,7 @@ fn born(meta: &std::fs::Metadata) -> i64 {
 }
 
 /// Whether a mapped file lives in memory only, so that its content is part of the job's.
-pub(super) fn is_memory(pid: u32, area: &crate::maps::Area) -> bool {
+pub(super) fn is_memory(pid: u32, area: &crate::areas::Area) -> bool {
     let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
     nix::sys::statfs::statfs(path.as_str())
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)

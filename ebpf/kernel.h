@@ -32,12 +32,41 @@ struct super_block {
 };
 
 struct inode {
+	__u16 i_mode;
 	unsigned long i_ino;
+	void *i_flctx;
 	struct super_block *i_sb;
 };
 
+struct path {
+	void *dentry;
+};
+
+struct fown_struct {
+	void *pid;
+	int signum;
+};
+
 struct file {
+	__u32 f_flags;
 	struct inode *f_inode;
+	struct path f_path;
+	long long f_pos;
+	/* Since Linux 6.12. */
+	struct fown_struct *f_owner;
+};
+
+/* Before. */
+struct file___embedded {
+	struct fown_struct f_owner;
+};
+
+struct fdtable {
+	unsigned long *close_on_exec;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
 };
 
 struct mm_struct {
@@ -73,6 +102,7 @@ struct vm_area_struct {
 struct task_struct {
 	__s32 pid;
 	__s32 tgid;
+	struct files_struct *files;
 };
 
 struct seq_file;
@@ -91,6 +121,13 @@ struct bpf_iter__task_vma {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
 	struct vm_area_struct *vma;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
 };
 
 #endif

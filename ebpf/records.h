@@ -39,4 +39,25 @@ struct mapping {
 	__u32 named;
 };
 
+/* Paths that are longer, with their end, are left to user space: this has to fit on the stack of a program. */
+#define PATH_SIZE 256
+
+struct descriptor {
+	/* Which open file it leads to. */
+	__u64 file;
+	__u64 inode;
+	__u64 position;
+	__u32 fd;
+	/* As in struct mapping. */
+	__u32 device;
+	/* S_IF* and permissions. */
+	__u32 mode;
+	/* O_* as /proc/PID/fdinfo shows them: with O_CLOEXEC. */
+	__u32 flags;
+	/* Whether there may be more to know: it has or had locks, or sends signals. */
+	__u32 special;
+	/* Bytes that follow: where it leads, with a zero at the end; 0 where that does not fit. */
+	__u32 path_size;
+};
+
 #endif

@@ -73,6 +73,15 @@ struct mm_struct {
 	unsigned long start_brk;
 	unsigned long brk;
 	unsigned long start_stack;
+	/* Up to Linux 6.17. */
+	unsigned long flags;
+};
+
+/* Since. */
+struct mm_struct___bitmap {
+	struct {
+		unsigned long __mm_flags[1];
+	} flags;
 };
 
 struct vm_operations_struct {
@@ -99,10 +108,113 @@ struct vm_area_struct {
 	struct anon_vma_name *anon_name;
 };
 
+struct kernel_capabilities {
+	__u64 val;
+};
+
+/* kuid_t, kgid_t */
+struct kernel_id {
+	__u32 val;
+};
+
+struct group_info {
+	int ngroups;
+	struct kernel_id gid[0];
+};
+
+struct cred {
+	struct kernel_id uid;
+	struct kernel_id gid;
+	struct kernel_id suid;
+	struct kernel_id sgid;
+	struct kernel_id euid;
+	struct kernel_id egid;
+	struct kernel_id fsuid;
+	struct kernel_id fsgid;
+	__u32 securebits;
+	struct kernel_capabilities cap_inheritable;
+	struct kernel_capabilities cap_permitted;
+	struct kernel_capabilities cap_effective;
+	struct kernel_capabilities cap_bset;
+	struct kernel_capabilities cap_ambient;
+	struct group_info *group_info;
+};
+
+struct fs_struct {
+	int umask;
+};
+
+struct upid {
+	int nr;
+	void *ns;
+};
+
+struct pid {
+	__u32 level;
+	struct upid numbers[0];
+};
+
+struct sigset {
+	unsigned long sig[1];
+};
+
+struct sigaction {
+	void *sa_handler;
+	unsigned long sa_flags;
+	void *sa_restorer;
+	struct sigset sa_mask;
+};
+
+struct k_sigaction {
+	struct sigaction sa;
+};
+
+struct sighand_struct {
+	struct k_sigaction action[64];
+};
+
+struct hrtimer {
+	__u8 state;
+};
+
+struct cpu_itimer {
+	__u64 expires;
+	__u64 incr;
+};
+
+/* hlist_head since Linux 6.13, list_head before. */
+struct hlist_head {
+	void *first;
+};
+
+struct signal_struct {
+	unsigned int is_child_subreaper : 1;
+	struct hlist_head posix_timers;
+	struct hrtimer real_timer;
+	long long it_real_incr;
+	struct cpu_itimer it[2];
+};
+
 struct task_struct {
 	__s32 pid;
 	__s32 tgid;
+	__u32 pdeath_signal;
+	__u32 personality;
+	unsigned long atomic_flags;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	void *clear_child_tid;
+	const struct cred *real_cred;
+	char comm[16];
+	struct fs_struct *fs;
 	struct files_struct *files;
+	struct mm_struct *mm;
+	struct signal_struct *signal;
+	struct sighand_struct *sighand;
+	unsigned long sas_ss_sp;
+	unsigned long sas_ss_size;
+	unsigned int sas_ss_flags;
+	__u64 timer_slack_ns;
 };
 
 struct seq_file;
@@ -121,6 +233,11 @@ struct bpf_iter__task_vma {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
 	struct vm_area_struct *vma;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
 };
 
 struct bpf_iter__task_file {

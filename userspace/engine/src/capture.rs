@@ -575,7 +575,7 @@ fn one(
             timer.tid = Status::read(timer.tid).map_or(timer.tid, |status| status.inner("NSpid"));
         }
     }
-    record.descriptors = table.descriptors(pid, refusals)?;
+    record.descriptors = table.descriptors(pid, tracker, refusals)?;
     record.cwd = procfs::link(&format!("/proc/{pid}/cwd"))
         .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
     record.root = procfs::link(&format!("/proc/{pid}/root"))

@@ -30,7 +30,9 @@ pub(crate) fn parse(records: &[u8]) -> Result<Vec<Descriptor>, Error> {
     let mut reader = Reader::new(records);
     let mut all = Vec::new();
     while !reader.is_empty() {
-        all.push(one(&mut reader).ok_or(Error::Record { name: "descriptors" })?);
+        all.push(one(&mut reader).ok_or(Error::Record {
+            name: "descriptors",
+        })?);
     }
     Ok(all)
 }

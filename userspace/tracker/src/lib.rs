@@ -43,8 +43,12 @@ impl Tracker {
         let description = object::describe_kernel()?;
         let kernel = object::Kernel::new(&description)?;
         let tracker = Self {
-            descriptors: kernel.fit(object::DESCRIPTORS)?.iterator("descriptors", "task_file")?,
-            mappings: kernel.fit(object::MAPPINGS)?.iterator("mappings", "task_vma")?,
+            descriptors: kernel
+                .fit(object::DESCRIPTORS)?
+                .iterator("descriptors", "task_file")?,
+            mappings: kernel
+                .fit(object::MAPPINGS)?
+                .iterator("mappings", "task_vma")?,
             flags: Mutex::default(),
         };
         tracker.learn_from_ourselves()?;

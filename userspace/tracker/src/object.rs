@@ -15,7 +15,12 @@ struct Aligned<B: ?Sized>(B);
 /// What clang made of `ebpf/NAME.bpf.c`.
 macro_rules! compiled {
     ($name:literal) => {{
-        static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".bpf.o")));
+        static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
+            env!("OUT_DIR"),
+            "/",
+            $name,
+            ".bpf.o"
+        )));
         Compiled {
             name: $name,
             bytes: &OBJECT.0,
@@ -65,14 +70,31 @@ impl<'a> Kernel<'a> {
             why,
         };
         let mut object = Object::parse(compiled.bytes).map_err(|error| unfit(error.to_string()))?;
-        let own = object.btf.as_ref().map(aya_obj::btf::Btf::to_bytes).unwrap_or_default();
-        let own = Btf::new(&own).ok_or_else(|| unfit("it does not describe its types".to_owned()))?;
+        let own = object
+            .btf
+            .as_ref()
+            .map(aya_obj::btf::Btf::to_bytes)
+            .unwrap_or_default();
+        let own =
+            Btf::new(&own).ok_or_else(|| unfit("it does not describe its types".to_owned()))?;
         let asked = self.btf.only(&own.names());
-        let asked = aya_obj::btf::Btf::parse(&asked, Default::default()).map_err(|error| unfit(error.to_string()))?;
-        object.relocate_btf(&asked).map_err(|error| unfit(error.to_string()))?;
-        let sections = object.functions.keys().map(|(section, _)| *section).collect();
-        object.relocate_calls(&sections).map_err(|error| unfit(error.to_string()))?;
-        Ok(Fitted { kernel: self, object })
+        let asked = aya_obj::btf::Btf::parse(&asked, Default::default())
+            .map_err(|error| unfit(error.to_string()))?;
+        object
+            .relocate_btf(&asked)
+            .map_err(|error| unfit(error.to_string()))?;
+        let sections = object
+            .functions
+            .keys()
+            .map(|(section, _)| *section)
+            .collect();
+        object
+            .relocate_calls(&sections)
+            .map_err(|error| unfit(error.to_string()))?;
+        Ok(Fitted {
+            kernel: self,
+            object,
+        })
     }
 }
 

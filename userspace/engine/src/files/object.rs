@@ -73,7 +73,7 @@ pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Wh
     ));
     let own = own.map_err(unreadable)?;
     shared.id = table.shared.len() as u32 + 1;
-    shared.space = table.space();
+    shared.space = table.spaces.fresh();
     table.objects.push((shared.space, own.into(), shared.size));
     table.objects_by_inode.insert(key, shared.id);
     table.shared.push(shared);
@@ -88,7 +88,7 @@ fn born(meta: &std::fs::Metadata) -> i64 {
 }
 
 /// Whether a mapped file lives in memory only, so that its content is part of the job's.
-pub(super) fn is_memory(pid: u32, area: &crate::maps::Area) -> bool {
+pub(super) fn is_memory(pid: u32, area: &crate::areas::Area) -> bool {
     let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
     nix::sys::statfs::statfs(path.as_str())
         .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)

@@ -15,6 +15,7 @@ mod mappings;
 mod object;
 mod samples;
 mod sys;
+mod threads;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -22,6 +23,7 @@ pub use descriptors::Descriptor;
 pub use error::Error;
 pub use identity::FileIdentity;
 pub use mappings::{Mapping, Place};
+pub use threads::{Action, Process, Thread};
 
 use flags::Flags;
 use iterator::TaskIterator;
@@ -31,6 +33,7 @@ use iterator::TaskIterator;
 pub struct Tracker {
     descriptors: TaskIterator,
     mappings: TaskIterator,
+    threads: TaskIterator,
     flags: Mutex<Flags>,
 }
 
@@ -49,6 +52,7 @@ impl Tracker {
             mappings: kernel
                 .fit(object::MAPPINGS)?
                 .iterator("mappings", "task_vma")?,
+            threads: kernel.fit(object::THREADS)?.iterator("threads", "task")?,
             flags: Mutex::default(),
         };
         tracker.learn_from_ourselves()?;
@@ -69,6 +73,14 @@ impl Tracker {
     /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no mappings.
     pub fn mappings(&self, pid: u32) -> Result<Vec<Mapping>, Error> {
         mappings::parse(&self.mappings.read(pid)?)
+    }
+
+    /// The threads of a process, its leader first. They should not run meanwhile, or the picture is blurred.
+    ///
+    /// # Errors
+    /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no threads.
+    pub fn threads(&self, pid: u32) -> Result<Vec<Thread>, Error> {
+        threads::parse(&self.threads.read(pid)?)
     }
 
     /// What smaps would show as the `VmFlags` of a mapping: two letters each, with spaces between. `None`: the kernel has

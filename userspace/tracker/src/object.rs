@@ -32,6 +32,8 @@ macro_rules! compiled {
 pub(crate) const DESCRIPTORS: Compiled = compiled!("descriptors");
 /// An iterator over mappings.
 pub(crate) const MAPPINGS: Compiled = compiled!("mappings");
+/// An iterator over threads.
+pub(crate) const THREADS: Compiled = compiled!("threads");
 
 /// A compiled file of `ebpf/`.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,8 @@
 /*
  * The few kernel structures that the programs here read, with the few members they read of them. Where a member really
  * lies is filled in when a program is loaded, from the running kernel's own description (BTF); what a kernel may lack is
- * asked for with bpf_core_field_exists. Order and completeness do not matter.
+ * asked for with bpf_core_field_exists. Order and completeness do not matter. Arrays of open length have one element here: what relocates
+ * the programs takes index 0 of an empty one for a mistake.
  */
 #ifndef CKPTD_KERNEL_H
 #define CKPTD_KERNEL_H
@@ -119,7 +120,7 @@ struct kernel_id {
 
 struct group_info {
 	int ngroups;
-	struct kernel_id gid[0];
+	struct kernel_id gid[1];
 };
 
 struct cred {
@@ -151,7 +152,7 @@ struct upid {
 
 struct pid {
 	__u32 level;
-	struct upid numbers[0];
+	struct upid numbers[1];
 };
 
 struct sigset {

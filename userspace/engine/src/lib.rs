@@ -27,6 +27,7 @@ mod rebuild;
 mod scheduling;
 mod signals;
 mod timers;
+mod told;
 mod track;
 mod tree;
 mod vdso;

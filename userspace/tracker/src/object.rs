@@ -71,7 +71,7 @@ impl<'a> Kernel<'a> {
             name: compiled.name.to_owned(),
             why,
         };
-        let mut object = Object::parse(compiled.bytes).map_err(|error| unfit(error.to_string()))?;
+        let mut object = Object::parse(compiled.bytes).map_err(|error| unfit(whole(&error)))?;
         let own = object
             .btf
             .as_ref()
@@ -81,10 +81,10 @@ impl<'a> Kernel<'a> {
             Btf::new(&own).ok_or_else(|| unfit("it does not describe its types".to_owned()))?;
         let asked = self.btf.only(&own.names());
         let asked = aya_obj::btf::Btf::parse(&asked, Default::default())
-            .map_err(|error| unfit(error.to_string()))?;
+            .map_err(|error| unfit(whole(&error)))?;
         object
             .relocate_btf(&asked)
-            .map_err(|error| unfit(error.to_string()))?;
+            .map_err(|error| unfit(whole(&error)))?;
         let sections = object
             .functions
             .keys()
@@ -92,12 +92,23 @@ impl<'a> Kernel<'a> {
             .collect();
         object
             .relocate_calls(&sections)
-            .map_err(|error| unfit(error.to_string()))?;
+            .map_err(|error| unfit(whole(&error)))?;
         Ok(Fitted {
             kernel: self,
             object,
         })
     }
+}
+
+/// An error with everything that caused it.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 /// An object whose programs can be loaded.

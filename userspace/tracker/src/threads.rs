@@ -108,7 +108,9 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
     let (shares_fs, group_count) = (reader.u32()? != 0, reader.u32()?);
     let name = reader.bytes(NAME_SIZE)?;
     let (leads, _padding) = (reader.u32()? != 0, reader.u32()?);
-    let listed: Option<Vec<u32>> = (0..group_count.min(GROUPS_MAX)).map(|_| reader.u32()).collect();
+    let listed: Option<Vec<u32>> = (0..group_count.min(GROUPS_MAX))
+        .map(|_| reader.u32())
+        .collect();
     let process = if leads { Some(process(reader)?) } else { None };
     Some(Thread {
         tid,
@@ -127,7 +129,11 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
         no_new_privs,
         umask,
         shares_fs,
-        name: name.split(|&byte| byte == 0).next().unwrap_or_default().to_vec(),
+        name: name
+            .split(|&byte| byte == 0)
+            .next()
+            .unwrap_or_default()
+            .to_vec(),
         process,
     })
 }

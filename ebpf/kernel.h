@@ -106,7 +106,11 @@ struct vm_area_struct {
 	unsigned long vm_pgoff;
 	struct file *vm_file;
 	void *vm_private_data;
+	/* Up to Linux 6.1 in one place with `shared`, which is for files. */
 	struct anon_vma_name *anon_name;
+	struct {
+		unsigned long rb_subtree_last;
+	} shared;
 };
 
 struct kernel_capabilities {

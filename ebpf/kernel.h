@@ -113,8 +113,9 @@ struct vm_area_struct {
 	} shared;
 };
 
+/* kernel_cap_t */
 struct kernel_capabilities {
-	__u64 val;
+	__u8 bits[8];
 };
 
 /* kuid_t, kgid_t */

@@ -16,13 +16,22 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 /* include/linux/hrtimer.h */
 #define HRTIMER_STATE_ENQUEUED 1
 
+/* Up to Linux 6.2 two words of 32 bits, since then one of 64. */
+static __always_inline __u64 capabilities(const struct kernel_capabilities *set)
+{
+	__u64 bits = 0;
+
+	bpf_probe_read_kernel(&bits, sizeof(bits), set);
+	return bits;
+}
+
 static __always_inline void who(struct thread *record, const struct cred *cred)
 {
-	record->capabilities[0] = cred->cap_inheritable.val;
-	record->capabilities[1] = cred->cap_permitted.val;
-	record->capabilities[2] = cred->cap_effective.val;
-	record->capabilities[3] = cred->cap_bset.val;
-	record->capabilities[4] = cred->cap_ambient.val;
+	record->capabilities[0] = capabilities(&cred->cap_inheritable);
+	record->capabilities[1] = capabilities(&cred->cap_permitted);
+	record->capabilities[2] = capabilities(&cred->cap_effective);
+	record->capabilities[3] = capabilities(&cred->cap_bset);
+	record->capabilities[4] = capabilities(&cred->cap_ambient);
 	record->securebits = cred->securebits;
 	record->ids[0] = cred->uid.val;
 	record->ids[1] = cred->euid.val;
@@ -46,8 +55,9 @@ static __always_inline __u32 inner_tid(struct task_struct *task)
 
 static __always_inline int has_timers(struct signal_struct *signal)
 {
-	void *first = BPF_CORE_READ(signal, posix_timers.first);
+	void *first = 0;
 
+	bpf_probe_read_kernel(&first, sizeof(first), &signal->posix_timers);
 	/* An empty list_head leads to itself. */
 	if (bpf_core_field_size(signal->posix_timers) == sizeof(first) ? first != 0 :
 									 first != (void *)&signal->posix_timers)

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use images::proto::Snapshot;
+use images::proto::open_file::Kind;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -94,6 +95,12 @@ fn snapshot(job: &Job, sequence: u64) -> Snapshot {
         .unwrap();
     let mut snapshot = checkpoint.snapshot().clone();
     snapshot.host = None;
+    for file in &mut snapshot.files {
+        if let Some(Kind::Timerfd(timer)) = &mut file.kind {
+            timer.remaining = u64::from(timer.remaining != 0);
+            timer.deadline = u64::from(timer.deadline != 0);
+        }
+    }
     for shared in &mut snapshot.shared {
         // Reading them is an access.
         shared.accessed = 0;

@@ -40,17 +40,22 @@ pub(crate) struct Map {
 }
 
 impl Contents {
-    /// Notes pages that were put, each list ascending.
-    pub(crate) fn put(&mut self, space: u64, zero: &[u64], held: &[u64]) -> Result<()> {
+    /// Notes pages that were put, each list ascending. Those of `held` are said to be as the base has them when they
+    /// are `kept`; in the first round only, where nothing that was put could lie above.
+    pub(crate) fn put(&mut self, space: u64, zero: &[u64], held: &[u64], kept: bool) -> Result<()> {
         let has = self.spaces.entry(space).or_default();
         let new = pageset::insert(&mut has.given, zero) + pageset::insert(&mut has.given, held);
         if new != (zero.len() + held.len()) as u64 {
             return Err(fail(space, "a page was given twice"));
         }
         pageset::insert(&mut has.zero, zero);
-        pageset::insert(&mut has.held, held);
-        pageset::remove(&mut has.zero, held);
         pageset::remove(&mut has.held, zero);
+        if kept {
+            pageset::insert(&mut has.kept, held);
+        } else {
+            pageset::insert(&mut has.held, held);
+            pageset::remove(&mut has.zero, held);
+        }
         Ok(())
     }
 

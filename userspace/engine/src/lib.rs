@@ -33,4 +33,4 @@ pub use api::*;
 pub use capture::checkpoint;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
-pub use remote::sys::sigpipe_was_ignored;
+pub use remote::sys::{idle_io, sigpipe_was_ignored};

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::writer::Writer;
-use crate::{Error, Result, files, manifest, proto};
+use crate::{Checkpoint, Error, Result, files, manifest, proto};
 
 /// A checkpoint that is safely on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Writer {
         statistics.kept = map.kept;
         statistics.bytes = segment_bytes;
         statistics.compression = self.compression.name().into();
-        statistics.base = self.base.as_ref().map_or(0, |base| base.sequence());
+        statistics.base = self.base.as_ref().map_or(0, Checkpoint::sequence);
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();

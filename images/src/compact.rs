@@ -1,15 +1,15 @@
 //! Giving back the room of pages that no checkpoint needs any more.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::lane::Lane;
 use crate::prune::{Sweep, names};
 use crate::rewrite::{Needed, Rewritten, rewrite};
-use crate::segment::{Segment, Segments};
+use crate::segment::Segments;
+use crate::store::PATIENCE;
+use crate::survey::Survey;
 use crate::{Checkpoint, Error, Job, PageSet, Result, files, manifest, proto};
 
 /// What [`Job::compact`] did.
@@ -22,22 +22,6 @@ pub struct Compacted {
     /// Bytes of the segments that stand for them.
     pub written: u64,
 }
-
-/// Dead bytes at which a segment is rewritten, as a part of its frames: at one half, no more is written than is freed,
-/// and a job never takes more than twice the room that it needs.
-const DEAD_PART: u64 = 2;
-
-/// Segments of one checkpoint at which some are put together: each takes an open file and some room in a manifest.
-const MANY: usize = 64;
-/// Segments of one checkpoint that are left then.
-const FEW: usize = 32;
-
-/// Pages, in bytes, that one new segment takes at most, so that there is always an end in sight and never much room
-/// taken that is not there yet.
-const BATCH: u64 = 1 << 30;
-
-/// How long a checkpoint that is being written may be waited for at a time.
-const WAIT: Duration = Duration::from_secs(1);
 
 impl Job {
     /// Rewrites segments of which most is needed by no checkpoint any more, or of which there are too many, and removes
@@ -184,7 +168,7 @@ impl Job {
 
     fn lock_soon(&self, go_on: &dyn Fn() -> Result<()>) -> Result<Flock<std::fs::File>> {
         loop {
-            match self.lock_within(WAIT) {
+            match self.lock_within(PATIENCE) {
                 Err(Error::Busy { .. }) => go_on()?,
                 locked => return locked,
             }
@@ -246,116 +230,4 @@ fn relaid(
         .map(|&index| manifest.segments[index as usize].clone())
         .collect();
     Some(manifest)
-}
-
-/// What the checkpoints of a job need of its segments.
-struct Survey {
-    segments: Vec<Use>,
-    /// The segments of the checkpoint that names the most.
-    widest: Vec<usize>,
-}
-
-struct Use {
-    needed: Needed,
-    /// Bytes of frames, and about how many of them are needed.
-    bytes: u64,
-    live: u64,
-}
-
-impl Use {
-    fn dead(&self) -> u64 {
-        self.bytes - self.live
-    }
-}
-
-impl Survey {
-    /// `None` when a checkpoint cannot be read.
-    fn of(job: &Job) -> Result<Option<Self>> {
-        let mut open = Segments::default();
-        let mut uses: BTreeMap<Vec<u8>, (Arc<Segment>, BTreeMap<usize, PageSet>)> = BTreeMap::new();
-        let mut widest: Vec<Vec<u8>> = Vec::new();
-        for sequence in job.sequences()? {
-            let checkpoint = match Checkpoint::open_with(job, sequence, &mut open) {
-                Ok(checkpoint) => checkpoint,
-                Err(error) if error.is_damage() => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            for space in checkpoint.spaces.iter() {
-                for (layer, live) in space.layers.iter().zip(space.live()) {
-                    let segment = &checkpoint.segments[layer.segment];
-                    let sections = uses
-                        .entry(segment.id.to_vec())
-                        .or_insert_with(|| (Arc::clone(segment), BTreeMap::new()));
-                    *sections.1.entry(layer.section).or_default() |= &**live;
-                }
-            }
-            if checkpoint.segments.len() > widest.len() {
-                let ids = checkpoint
-                    .segments
-                    .iter()
-                    .map(|segment| segment.id.to_vec());
-                widest = ids.collect();
-            }
-        }
-        let ids: Vec<Vec<u8>> = uses.keys().cloned().collect();
-        let segments = uses.into_values().map(|(segment, pages)| {
-            let frames = &segment.layout.frames;
-            let bytes = frames.length.iter().map(|&length| u64::from(length)).sum();
-            let all: u64 = frames.pages.iter().map(|&pages| u64::from(pages)).sum();
-            let needed: u64 = pages.values().map(PageSet::len).sum();
-            // Frames that share their place count twice on both sides.
-            let live = (u128::from(bytes) * u128::from(needed) / u128::from(all.max(1))) as u64;
-            Use {
-                needed: Needed { segment, pages },
-                bytes,
-                live,
-            }
-        });
-        Ok(Some(Self {
-            segments: segments.collect(),
-            widest: widest
-                .iter()
-                .filter_map(|id| ids.binary_search(id).ok())
-                .collect(),
-        }))
-    }
-
-    /// Which segments should go, the smallest first.
-    fn choose(&self) -> Vec<usize> {
-        let live = |&index: &usize| self.segments[index].live;
-        let mut chosen: BTreeSet<usize> = (0..self.segments.len())
-            .filter(|&index| {
-                let has = &self.segments[index];
-                has.dead() * DEAD_PART > has.bytes
-            })
-            .collect();
-        if self.widest.len() > MANY {
-            let mut small = self.widest.clone();
-            small.sort_by_key(live);
-            chosen.extend(&small[..small.len() - FEW]);
-        }
-        let mut chosen: Vec<usize> = chosen.into_iter().collect();
-        chosen.sort_by_key(live);
-        chosen
-    }
-
-    /// Those that come next.
-    fn batch(mut self) -> Vec<Needed> {
-        let mut room = BATCH;
-        let mut batch = BTreeSet::new();
-        for index in self.choose() {
-            let live = self.segments[index].live;
-            if !batch.is_empty() && live > room {
-                break;
-            }
-            room = room.saturating_sub(live);
-            batch.insert(index);
-        }
-        let mut index = 0;
-        self.segments.retain(|_| {
-            index += 1;
-            batch.contains(&(index - 1))
-        });
-        self.segments.into_iter().map(|has| has.needed).collect()
-    }
 }

@@ -1,5 +1,6 @@
 //! What the spaces of a checkpoint that is being written hold, and what its manifest says of it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::checkpoint::Checkpoint;
@@ -132,7 +133,7 @@ impl Space {
                 }
             }
         }
-        own.sort_by(|a, b| b.0.cmp(&a.0));
+        own.sort_by_key(|&(round, ..)| Reverse(round));
         // Pages that some layer above or the set of zeros answers for; what layers hold in all.
         let mut shadow = self.zero.clone();
         let mut union = PageSet::new();

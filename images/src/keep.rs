@@ -35,6 +35,15 @@ impl Keep {
         *self == Self::default()
     }
 
+    /// The same, but at least the latest stays.
+    #[must_use]
+    pub fn with_latest(mut self) -> Self {
+        if !self.all() {
+            self.last = self.last.max(Some(1));
+        }
+        self
+    }
+
     /// Which checkpoints stay, given the times at which they were made (ns since the epoch), from the latest back.
     #[must_use]
     pub fn choose(&self, times: &[u64]) -> Vec<bool> {
@@ -78,6 +87,8 @@ mod tests {
         assert_eq!(kept(Keep::default(), &[3, 2, 1]), [0, 1, 2]);
         assert_eq!(kept(Keep::last(0), &[3, 2, 1]), [0; 0]);
         assert_eq!(kept(Keep::last(2), &[3, 2, 1]), [0, 1]);
+        assert_eq!(kept(Keep::last(0).with_latest(), &[3, 2, 1]), [0]);
+        assert!(Keep::default().with_latest().all());
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod rewrite;
 mod segment;
 mod space;
 mod store;
+mod survey;
 mod verify;
 mod writer;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::store::{TEMPORARY, sequence_of};
+use crate::store::{PATIENCE, TEMPORARY, sequence_of};
 use crate::{Checkpoint, Error, Job, Keep, Result, files, proto, segment};
 
 /// What [`Job::prune`] removed, or would remove.
@@ -45,7 +45,7 @@ impl Job {
     ///
     /// [`Error::Busy`] while a checkpoint of the job is being written, [`Error::Io`].
     pub fn prune(&self, keep: &Keep, dry_run: bool) -> Result<Pruned> {
-        let _lock = self.lock()?;
+        let _lock = self.lock_within(PATIENCE)?;
         let mut pruned = Pruned::default();
         let mut sweep = Sweep { dry_run, bytes: 0 };
 

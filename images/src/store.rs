@@ -11,6 +11,8 @@ use crate::{Checkpoint, Error, Result, files};
 
 /// Ends the names of files that are being written.
 pub(crate) const TEMPORARY: &str = ".tmp";
+/// How long to wait for who holds a job: rewriting segments does so for moments.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 const MANIFEST: &str = ".ckpt";
 
 /// A directory with the checkpoints of any number of jobs.

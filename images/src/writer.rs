@@ -4,7 +4,6 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use nix::fcntl::Flock;
 
@@ -13,6 +12,7 @@ use crate::contents::Contents;
 use crate::lane::Lane;
 use crate::placement::{Placement, Stored};
 use crate::proto::Codec;
+use crate::store::PATIENCE;
 use crate::{
     Checkpoint, Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, PageSet, Result, files, pageset,
     segment,
@@ -54,9 +54,6 @@ pub(crate) struct State {
 /// The kernel lets only one thread at a time write to a file, so that large checkpoints are written to several. More of
 /// them gain little.
 const LANES: usize = 4;
-
-/// How long to wait for who holds the job: rewriting segments does so for moments.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes up to which one segment is enough.
 const ONE_LANE: u64 = 32 << 20;

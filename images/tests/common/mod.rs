@@ -53,7 +53,7 @@ pub(crate) fn snapshot() -> proto::Snapshot {
         id: 3,
         size: 1 << 24,
         space: 2,
-        huge_page_size: 0,
+        ..Default::default()
     };
     proto::Snapshot {
         root: 7,

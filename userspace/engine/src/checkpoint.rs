@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use images::{Writer, proto};
+use images::{PageSet, Writer, proto};
 
 use crate::capture::{Captured, capture};
 use crate::cow::Copy;
@@ -117,6 +117,7 @@ struct Remainder {
     copied: Vec<Source>,
     copies: Vec<Copy>,
     settled: Vec<Settled>,
+    lost: Vec<(u64, PageSet)>,
 }
 
 impl Remainder {
@@ -134,7 +135,10 @@ impl Remainder {
             pages::dump(writer, sources, threads, options.progress)?;
             return Ok(Self::default());
         };
-        let mut this = Self::default();
+        let mut this = Self {
+            lost: tracking.lost(),
+            ..Self::default()
+        };
         let remaining = tracking.remaining(sources)?;
         let bytes: u64 = remaining.iter().map(Source::estimate).sum();
         let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
@@ -220,6 +224,9 @@ impl Remainder {
                 copied,
             );
             self.copies.clear();
+        }
+        for (space, pages) in &self.lost {
+            writer.forget(*space, pages);
         }
         for settled in &self.settled {
             writer.forget(settled.space, &settled.forgotten);

@@ -25,6 +25,8 @@ pub struct Tracking {
     spaces: BTreeMap<u32, Space>,
     /// The last number given to a space.
     last_number: u64,
+    /// See [`Tracking::lost`].
+    lost: Vec<(u64, PageSet)>,
 }
 
 /// One watched address space.
@@ -45,8 +47,10 @@ struct Space {
     put: PageSet,
     /// The mappings when they were last asked for.
     areas: Vec<Area>,
-    /// A device may write to its pages without the kernel noticing, so nothing is copied while it runs.
-    pinned: bool,
+    /// Nothing of it is copied while it runs, this time.
+    late: bool,
+    /// It was written faster than it was copied, so for so many checkpoints nobody tries again.
+    hot: u32,
 }
 
 type Area = (Range<u64>, memory::Kind);
@@ -81,6 +85,8 @@ impl SpaceNumbers {
 const FEW_PAGES: u64 = 1024;
 /// More rounds bring nothing that a short freeze does not.
 const ROUNDS: usize = 6;
+/// Checkpoints for which a space that was written faster than it was copied is copied late.
+const TRY_AGAIN: u32 = 5;
 
 impl Tracking {
     /// Tracking of a job that has no checkpoint yet; `None` with the reason where the kernel cannot do it.
@@ -169,12 +175,14 @@ impl Tracking {
                 Err(error) => tracing::debug!("process {pid} is not watched: {error}"),
             }
         }
+        self.lost.clear();
         for (pid, space) in &mut self.spaces {
             space.todo = space.written.clone();
             space.copied.clear();
             space.put.clear();
             space.areas.clear();
-            space.pinned = writes_directly(*pid);
+            space.hot = space.hot.saturating_sub(1);
+            space.late = space.hot > 0 || writes_directly(*pid);
         }
     }
 
@@ -189,10 +197,18 @@ impl Tracking {
         let mut before = u64::MAX;
         for round in 0..ROUNDS {
             let mut pages = 0;
+            let lost = &mut self.lost;
             self.spaces.retain(|&pid, space| {
-                let watched = space.pinned || space.look(pid).is_ok();
-                pages += space.left(pid);
-                watched
+                if space.late {
+                    return true;
+                }
+                let watched = space.look(pid).is_ok();
+                let left = space.left(pid);
+                if round == 1 && left > space.copied.len() / 2 && left > FEW_PAGES {
+                    space.hot = TRY_AGAIN;
+                }
+                pages += left;
+                watched || space.lose(lost)
             });
             let little = pages <= FEW_PAGES || pages > before / 10 * 7;
             if round > 0 && little {
@@ -202,7 +218,7 @@ impl Tracking {
             if round > 0 {
                 writer.next_round();
             }
-            let spaces = self.spaces.iter().filter(|(_, space)| !space.pinned);
+            let spaces = self.spaces.iter().filter(|(_, space)| !space.late);
             let sources = spaces
                 .map(|(&pid, space)| space.source(pid, &space.areas, true))
                 .collect::<Vec<_>>();
@@ -244,8 +260,15 @@ impl Tracking {
 
     /// In a frozen job: drops the address spaces that an exec has replaced.
     pub(crate) fn drop_replaced(&mut self) {
-        self.spaces
-            .retain(|_, space| space.tracker.collect(&[], &mut space.written).is_ok());
+        let lost = &mut self.lost;
+        self.spaces.retain(|_, space| {
+            space.tracker.collect(&[], &mut space.written).is_ok() || space.lose(lost)
+        });
+    }
+
+    /// Spaces that were copied and then gone, with what was copied of them.
+    pub(crate) fn lost(&mut self) -> Vec<(u64, PageSet)> {
+        std::mem::take(&mut self.lost)
     }
 
     /// In a frozen job: of `sources`, what has to be read now.
@@ -356,8 +379,15 @@ impl Space {
             copied: PageSet::new(),
             put: PageSet::new(),
             areas: Vec::new(),
-            pinned: false,
+            late: false,
+            hot: 0,
         }
+    }
+
+    /// It is no more; says that it is not to be kept.
+    fn lose(&mut self, lost: &mut Vec<(u64, PageSet)>) -> bool {
+        lost.push((self.number, std::mem::take(&mut self.put)));
+        false
     }
 
     /// Looks which pages of a running process were written.
@@ -373,10 +403,9 @@ impl Space {
         self.collect(&ranges)?;
         // What was taken for something else while it ran was not looked at rightly.
         let mut mistaken = Written::default();
-        for (range, kind) in areas {
-            if !self.pinned && !is_covered(range, *kind, &self.areas) {
-                mistaken.whole.push(range.clone());
-            }
+        if !self.late {
+            let unseen = |(range, kind): &Area| not_among(range, *kind, &self.areas);
+            mistaken.whole = areas.iter().flat_map(unseen).collect();
         }
         self.written.add(&mistaken);
         self.todo.add(&mistaken);
@@ -417,17 +446,21 @@ impl Space {
     }
 }
 
-/// Whether all of `range` lies in areas of that kind.
-fn is_covered(range: &Range<u64>, kind: memory::Kind, areas: &[Area]) -> bool {
+/// The parts of `range` that lie in no area of that kind.
+fn not_among(range: &Range<u64>, kind: memory::Kind, areas: &[Area]) -> Vec<Range<u64>> {
     let first = areas.partition_point(|(area, _)| area.end <= range.start);
+    let near = areas[first..]
+        .iter()
+        .take_while(|(area, _)| area.start < range.end);
+    let mut parts = Vec::new();
     let mut at = range.start;
-    for (area, known) in &areas[first..] {
-        if at >= range.end || area.start > at || *known != kind {
-            break;
-        }
+    for (area, _) in near.filter(|(_, known)| *known == kind) {
+        parts.push(at..area.start.max(at));
         at = area.end;
     }
-    at >= range.end
+    parts.push(at..range.end.max(at));
+    parts.retain(|part| !part.is_empty());
+    parts
 }
 
 /// Removes the pages that lie in none of `areas`.
@@ -489,7 +522,8 @@ pub(crate) fn userfaultfd() -> (Program, usize) {
 }
 
 /// Whether a descriptor of the process is open for direct I/O: then a device may be writing to pages that were pinned
-/// before they were write-protected, which leaves no trace. Once the process is stopped, no read(2) is under way.
+/// before they were write-protected, which leaves no trace, and what is copied while that goes on is not to be trusted. Once the
+/// process is stopped, no read(2) is under way.
 fn writes_directly(pid: u32) -> bool {
     procfs::numbered(&format!("/proc/{pid}/fd"))
         .into_iter()
@@ -500,4 +534,28 @@ fn writes_directly(pid: u32) -> bool {
             let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
             flags.unwrap_or(0) & libc::O_DIRECT != 0
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memory::Kind::{Anonymous, PrivateFile};
+
+    #[test]
+    fn what_was_not_seen_as_that_kind_is_told() {
+        let areas = [
+            (0x1000..0x3000, Anonymous),
+            (0x3000..0x4000, PrivateFile),
+            (0x8000..0x9000, Anonymous),
+        ];
+        let parts = |range, kind| not_among(&range, kind, &areas);
+        assert_eq!(parts(0x1000..0x3000, Anonymous), []);
+        assert_eq!(parts(0x2000..0x4000, Anonymous), [0x3000..0x4000]);
+        assert_eq!(
+            parts(0x0..0xa000, Anonymous),
+            [0x0..0x1000, 0x3000..0x8000, 0x9000..0xa000]
+        );
+        assert_eq!(parts(0x5000..0x6000, Anonymous), [0x5000..0x6000]);
+        assert_eq!(parts(0x8000..0x9000, PrivateFile), [0x8000..0x9000]);
+    }
 }

@@ -1,6 +1,7 @@
 //! Giving back the room of pages that no checkpoint needs any more.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -22,6 +23,9 @@ pub struct Compacted {
     /// Bytes of the segments that stand for them.
     pub written: u64,
 }
+
+/// How long the job is left to others between one manifest and the next.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Job {
     /// Rewrites segments of which most is needed by no checkpoint any more, or of which there are too many, and removes
@@ -52,7 +56,6 @@ impl Job {
     ///
     /// As of [`compact`](Self::compact).
     pub fn compactable(&self) -> Result<u64> {
-        let _lock = self.lock()?;
         let Some(survey) = Survey::of(self)? else {
             return Ok(0);
         };
@@ -63,11 +66,7 @@ impl Job {
 
     /// One new segment, and the end of those that it stands for. False when there is nothing to do.
     fn compact_some(&self, go_on: &dyn Fn() -> Result<()>, done: &mut Compacted) -> Result<bool> {
-        let survey = {
-            let _lock = self.lock_soon(go_on)?;
-            Survey::of(self)?
-        };
-        let Some(survey) = survey else {
+        let Some(survey) = Survey::of(self)? else {
             return Ok(false);
         };
         let needed = survey.batch();
@@ -103,6 +102,8 @@ impl Job {
         let mut segments = Segments::default();
         for sequence in self.sequences()? {
             go_on()?;
+            // Who waits for the job shall have it.
+            std::thread::sleep(PAUSE);
             let lock = self.lock_soon(go_on)?;
             // It may have been removed meanwhile; one that is new may need more than is there.
             let Ok(checkpoint) = Checkpoint::open_with(self, sequence, &mut segments) else {

@@ -18,6 +18,8 @@ pub(crate) struct Contents {
 struct Space {
     /// Put in this round.
     given: PageSet,
+    /// Put in earlier rounds.
+    before: PageSet,
     /// Put, and with content when they were put last.
     held: PageSet,
     /// Put, and all zeros when they were put last.
@@ -41,8 +43,15 @@ pub(crate) struct Map {
 }
 
 impl Contents {
-    /// Notes pages that were put, each list ascending. Those of `held` are said to be as the base has them when they
-    /// are `kept`; in the first round only, where nothing that was put could lie above.
+    /// Whether none of these pages, ascending, was put in an earlier round: then they may be kept as the base has them,
+    /// since nothing lies above.
+    pub(crate) fn fresh(&self, space: u64, pages: &[u64]) -> bool {
+        self.spaces.get(&space).is_none_or(|has| {
+            has.before.is_empty() || !pages.iter().any(|&page| has.before.contains(page))
+        })
+    }
+
+    /// Notes pages that were put, each list ascending. Those of `held` are as the base has them when they are `kept`.
     pub(crate) fn put(&mut self, space: u64, zero: &[u64], held: &[u64], kept: bool) -> Result<()> {
         let has = self.spaces.entry(space).or_default();
         let new = pageset::insert(&mut has.given, zero) + pageset::insert(&mut has.given, held);
@@ -74,7 +83,7 @@ impl Contents {
 
     pub(crate) fn next_round(&mut self) {
         for has in self.spaces.values_mut() {
-            has.given = PageSet::new();
+            has.before |= std::mem::take(&mut has.given);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Files and directories, with errors that name them.
 
+use std::cell::RefCell;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
@@ -131,8 +132,13 @@ pub(crate) fn check_size(length: u64, limit: u64) -> io::Result<()> {
 
 /// Whether a file has these bytes at `offset`. What cannot be read is not the same.
 pub(crate) fn has(file: &File, offset: u64, bytes: &[u8]) -> bool {
-    let mut there = vec![0; bytes.len()];
-    file.read_exact_at(&mut there, offset).is_ok() && there == bytes
+    thread_local! {
+        static THERE: RefCell<Vec<u8>> = RefCell::default();
+    }
+    THERE.with_borrow_mut(|there| {
+        there.resize(bytes.len(), 0);
+        file.read_exact_at(there, offset).is_ok() && there == bytes
+    })
 }
 
 /// 16 bytes that nobody has drawn before.

@@ -11,6 +11,9 @@ use crate::{Checkpoint, Job, PageSet, Result};
 /// and a job never takes more than twice the room that it needs.
 const DEAD_PART: u64 = 2;
 
+/// Dead bytes from which on rewriting is worth its trouble, as a part of the bytes of all segments.
+const WORTH_PART: u64 = 10;
+
 /// Segments of one checkpoint at which some are put together: each takes an open file and some room in a manifest.
 const MANY: usize = 64;
 /// Segments of one checkpoint that are left then.
@@ -41,7 +44,7 @@ impl Use {
 }
 
 impl Survey {
-    /// `None` when a checkpoint cannot be read.
+    /// `None` when a checkpoint cannot be read. The job need not be locked: what is found is looked at again.
     pub(crate) fn of(job: &Job) -> Result<Option<Self>> {
         let mut open = Segments::default();
         let mut uses: BTreeMap<Vec<u8>, Needed> = BTreeMap::new();
@@ -50,6 +53,7 @@ impl Survey {
             let checkpoint = match Checkpoint::open_with(job, sequence, &mut open) {
                 Ok(checkpoint) => checkpoint,
                 Err(error) if error.is_damage() => return Ok(None),
+                Err(_) if !job.manifest(sequence).exists() => continue,
                 Err(error) => return Err(error),
             };
             for space in checkpoint.spaces.iter() {
@@ -102,6 +106,14 @@ impl Survey {
                 has.dead() * DEAD_PART > has.bytes
             })
             .collect();
+        let dead: u64 = chosen
+            .iter()
+            .map(|&index| self.segments[index].dead())
+            .sum();
+        let all: u64 = self.segments.iter().map(|has| has.bytes).sum();
+        if dead * WORTH_PART < all {
+            chosen.clear();
+        }
         if self.widest.len() > MANY {
             let mut small = self.widest.clone();
             small.sort_by_key(live);

@@ -231,7 +231,8 @@ impl Writer {
         stored: Stored,
         bytes: &[u8],
     ) -> Result<()> {
-        let kept = self.round == 0 && self.base_has(space, held, stored, bytes);
+        let fresh = self.state().contents.fresh(space, held);
+        let kept = fresh && self.base_has(space, held, stored, bytes);
         let twin = {
             let mut state = self.state();
             state.contents.put(space, zero, held, kept)?;

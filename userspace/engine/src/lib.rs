@@ -37,5 +37,5 @@ pub use api::*;
 pub use checkpoint::checkpoint;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
-pub use remote::sys::sigpipe_was_ignored;
+pub use remote::sys::{idle_io, sigpipe_was_ignored};
 pub use track::Tracking;

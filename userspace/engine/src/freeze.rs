@@ -66,11 +66,11 @@ pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Chec
     }
 }
 
-impl From<remote::RunError> for CheckpointError {
-    fn from(error: remote::RunError) -> Self {
+impl From<RunError> for CheckpointError {
+    fn from(error: RunError) -> Self {
         match error {
-            remote::RunError::Gone(pid) => Self::Gone { pid: pid as u32 },
-            remote::RunError::System { tid, doing, source } => {
+            RunError::Gone(pid) => Self::Gone { pid: pid as u32 },
+            RunError::System { tid, doing, source } => {
                 failed(format!("task {tid}: {doing}"))(source)
             }
             other => Self::System {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
-use remote::live::{FRAME_ALTSTACK, Lent, State};
+use remote::live::{FRAME_ALTSTACK, Lent, Room, State};
 use remote::{Blob, Outcome, Program, stub, sys};
 
 use crate::files::{Table, outer::Outer, pty};
@@ -632,19 +632,7 @@ fn interview(
     known: &mut Vec<proto::PosixTimer>,
 ) -> Result<Vec<(u32, Answer)>, CheckpointError> {
     let pid = process.pid;
-    let mut states = Vec::new();
-    for (&tid, thread) in &mut process.threads {
-        let (state, rseq) = cpu::state(thread.task()?)
-            .map_err(failed(format!("reading the registers of thread {tid}")))?;
-        thread.state = Some(state.clone());
-        states.push((tid, state, rseq));
-    }
-    let xstate = states
-        .iter()
-        .map(|(_, state, _)| state.xstate.len())
-        .max()
-        .unwrap_or(0);
-    let room = freeze::find_room(pid as i32)
+    let room = Room::find(pid as i32)
         .map_err(failed(format!("reading the mappings of process {pid}")))?;
     let room = room.ok_or_else(|| {
         CheckpointError::Refused(vec![Refusal {
@@ -654,6 +642,20 @@ fn interview(
             advice: "this happens only without a vdso: boot without vdso=0".to_owned(),
         }])
     })?;
+    let mut states = Vec::new();
+    for (&tid, thread) in &mut process.threads {
+        let task = thread.task.take().ok_or(CheckpointError::Gone { pid })?;
+        let task = thread.task.insert(room.run_out(task)?);
+        let (state, rseq) = cpu::state(task)
+            .map_err(failed(format!("reading the registers of thread {tid}")))?;
+        thread.state = Some(state.clone());
+        states.push((tid, state, rseq));
+    }
+    let xstate = states
+        .iter()
+        .map(|(_, state, _)| state.xstate.len())
+        .max()
+        .unwrap_or(0);
     let count = states.len();
     let leader = process
         .threads

@@ -658,7 +658,7 @@ impl Builder<'_> {
         sys::write_memory(task.tid(), &[(slot.base, &time)]).map_err(doing())?;
         r.rip = self.syscall_address();
         task.set_registers(&r).map_err(doing())?;
-        let running = task.resume_to_syscall().map_err(doing())?;
+        let running = task.resume_to_syscall(0).map_err(doing())?;
         let task = expect_stop(running, tid)?;
         let running = task.resume(0).map_err(doing())?;
         // Wherever on its way into the wait it is: the interrupt makes the call end as a signal would.

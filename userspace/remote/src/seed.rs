@@ -196,7 +196,7 @@ pub fn call_at(
     task.set_registers(&r).map_err(fail("setting registers"))?;
     let (mut task, mut stops) = (task, 0);
     while stops < 2 {
-        let running = task.resume_to_syscall().map_err(fail("resuming"))?;
+        let running = task.resume_to_syscall(0).map_err(fail("resuming"))?;
         task = match running.wait().map_err(fail("waiting"))? {
             Waited::Gone => return Err(RunError::Gone(tid)),
             Waited::Stopped(task) => task,

@@ -112,6 +112,12 @@ impl Running {
 }
 
 impl Stopped {
+    /// A task known to be in a ptrace stop, of whatever kind.
+    pub(crate) fn stopped(tid: i32) -> Self {
+        let stop = Stop::Interrupt;
+        Self { tid, stop }
+    }
+
     /// The task's id.
     pub fn tid(&self) -> i32 {
         self.tid
@@ -127,9 +133,9 @@ impl Stopped {
         self.restart(libc::PTRACE_CONT, signal)
     }
 
-    /// Lets the task run up to its next entry to or exit from a system call.
-    pub fn resume_to_syscall(self) -> io::Result<Running> {
-        self.restart(libc::PTRACE_SYSCALL, 0)
+    /// As [`Stopped::resume`], up to the task's next entry to or exit from a system call.
+    pub fn resume_to_syscall(self, signal: i32) -> io::Result<Running> {
+        self.restart(libc::PTRACE_SYSCALL, signal)
     }
 
     fn restart(self, request: u32, signal: i32) -> io::Result<Running> {

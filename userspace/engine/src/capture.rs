@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
 use remote::live::{FRAME_ALTSTACK, Lent, Room, State};
-use remote::{Blob, Outcome, Program, stub, sys};
+use remote::{Blob, Outcome, Program, RunError, stub, sys};
 
 use crate::files::{Table, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
@@ -632,8 +632,8 @@ fn interview(
     known: &mut Vec<proto::PosixTimer>,
 ) -> Result<Vec<(u32, Answer)>, CheckpointError> {
     let pid = process.pid;
-    let room = Room::find(pid as i32)
-        .map_err(failed(format!("reading the mappings of process {pid}")))?;
+    let room =
+        Room::find(pid as i32).map_err(failed(format!("reading the mappings of process {pid}")))?;
     let room = room.ok_or_else(|| {
         CheckpointError::Refused(vec![Refusal {
             pid,
@@ -646,8 +646,8 @@ fn interview(
     for (&tid, thread) in &mut process.threads {
         let task = thread.task.take().ok_or(CheckpointError::Gone { pid })?;
         let task = thread.task.insert(room.run_out(task)?);
-        let (state, rseq) = cpu::state(task)
-            .map_err(failed(format!("reading the registers of thread {tid}")))?;
+        let (state, rseq) =
+            cpu::state(task).map_err(failed(format!("reading the registers of thread {tid}")))?;
         thread.state = Some(state.clone());
         states.push((tid, state, rseq));
     }
@@ -662,7 +662,8 @@ fn interview(
         .get_mut(&pid)
         .ok_or(CheckpointError::Gone { pid })?;
     let task = leader.task.take().ok_or(CheckpointError::Gone { pid })?;
-    let (task, lent) = Lent::install(task, room, count, xstate)?;
+    let (task, lent) =
+        Lent::install(task, room, count, xstate).map_err(|error| no_room(pid, error))?;
     leader.task = Some(task);
     // A signal may have been delivered just before: its handler's frame is where the leader goes on now.
     refresh(leader, &mut states, pid)?;
@@ -730,6 +731,22 @@ fn interview(
             ))
         })
         .collect())
+}
+
+/// The one thing that can go wrong with lending the stub and that its user can change.
+fn no_room(pid: u32, error: RunError) -> CheckpointError {
+    match error {
+        RunError::Call { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
+            CheckpointError::Refused(vec![Refusal {
+                pid,
+                what: "its address space".to_owned(),
+                why: "it is full (RLIMIT_AS, or vm.max_map_count): there is no room for the few pages by which we ask the process about itself"
+                    .to_owned(),
+                advice: format!("raise the limit: prlimit --pid {pid} --as=unlimited, or sysctl vm.max_map_count"),
+            }])
+        }
+        error => error.into(),
+    }
 }
 
 /// Reads the leader's registers once more.

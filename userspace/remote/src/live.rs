@@ -350,7 +350,7 @@ pub fn recover(tid: i32) -> Option<Stopped> {
     running.interrupt().ok()?;
     // Only of a stopped task can this be asked; then there may be nothing left to wait for.
     if crate::sys::ptrace_registers(tid).is_ok() {
-        return Some(Stopped::stopped(tid));
+        return Some(Stopped::known(tid));
     }
     match running.wait() {
         Ok(Waited::Stopped(task)) => Some(task),

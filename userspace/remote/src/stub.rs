@@ -251,7 +251,9 @@ impl<'p> Run<'p> {
             self.slot.tid as u64,
             self.slot.signal as u64,
             self.slot.frame,
-            self.slot.mask.map_or(libc::SIG_BLOCK, |_| libc::SIG_SETMASK) as u64,
+            self.slot
+                .mask
+                .map_or(libc::SIG_BLOCK, |_| libc::SIG_SETMASK) as u64,
             self.slot.mask.unwrap_or(0),
         ];
         for (i, word) in header.iter().enumerate() {

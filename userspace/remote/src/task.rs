@@ -113,7 +113,7 @@ impl Running {
 
 impl Stopped {
     /// A task known to be in a ptrace stop, of whatever kind.
-    pub(crate) fn stopped(tid: i32) -> Self {
+    pub(crate) fn known(tid: i32) -> Self {
         let stop = Stop::Interrupt;
         Self { tid, stop }
     }

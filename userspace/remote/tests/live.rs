@@ -190,7 +190,10 @@ fn a_stop_signal_meanwhile_stops_the_process_afterwards() {
     assert_eq!(outcome.results[0], i64::from(pid));
     task.set_signal_mask(way_back.mask).expect("mask");
     task.set_registers(&way_back.registers).expect("registers");
-    lent.remove(task).expect("remove").detach(0).expect("detach");
+    lent.remove(task)
+        .expect("remove")
+        .detach(0)
+        .expect("detach");
     let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let stops = (0..2000).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(1));

@@ -685,7 +685,7 @@ impl Builder<'_> {
         let block = &self.plan.block;
         let args = [block.base, block.length() as u64, 0, 0, 0, 0];
         let (task, _) = seed::call_at(task, self.syscall_address(), libc::SYS_munmap as u64, args)?;
-        live::interrupt_stop(task)
+        live::interrupt_stop(task, 0)
     }
 
     fn set_thread(&mut self, process: &Process, thread: &Thread) -> Result<(), RestoreError> {
@@ -762,7 +762,11 @@ impl Builder<'_> {
         for task in self.tasks.values() {
             let _ = sys::kill(task.outer, libc::SIGKILL);
         }
-        for task in self.tasks.values() {
+        // A process has ended when its threads have, and an init when its namespace has.
+        let mut order: Vec<(u32, &Task)> =
+            self.tasks.iter().map(|(&id, task)| (id, task)).collect();
+        order.sort_by_key(|(id, task)| (*id == INIT, *id == task.pid));
+        for (_, task) in order {
             let mut running = Running::attached(task.outer);
             while let Ok(Waited::Stopped(stopped)) = running.wait() {
                 match stopped.resume(0) {

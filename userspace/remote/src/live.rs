@@ -107,7 +107,7 @@ impl Room {
                 _ => 0,
             };
         }
-        interrupt_stop(task)
+        interrupt_stop(task, 0)
     }
 
     /// Says in the room that it is ours, and which mapping is.
@@ -307,13 +307,12 @@ fn single_call(
             Stop::Signal(signal) => {
                 task.set_registers(&before)
                     .map_err(fail("setting registers"))?;
-                let task = stop(task.resume(signal).map_err(fail("resuming"))?)?;
-                return single_call(task, code, nr, args);
+                return single_call(interrupt_stop(task, signal)?, code, nr, args);
             }
             _ => {}
         }
     };
-    let task = interrupt_stop(task)?;
+    let task = interrupt_stop(task, 0)?;
     task.set_registers(&before)
         .map_err(fail("setting registers"))?;
     match result as i64 {
@@ -358,12 +357,13 @@ pub fn recover(tid: i32) -> Option<Stopped> {
     }
 }
 
-/// From any stop into one where the kernel looks at signals and restarts system calls.
-pub fn interrupt_stop(task: Stopped) -> Result<Stopped, RunError> {
+/// From any stop into one where the kernel looks at signals and restarts system calls, without an instruction of the task's own in
+/// between. `signal` (0: none) is delivered if the task has stopped to receive one.
+pub fn interrupt_stop(task: Stopped, signal: i32) -> Result<Stopped, RunError> {
     let tid = task.tid();
     let fail = |doing| move |source| RunError::System { tid, doing, source };
     crate::sys::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(fail("stopping"))?;
-    let running = task.resume(0).map_err(fail("resuming"))?;
+    let running = task.resume(signal).map_err(fail("resuming"))?;
     match running.wait().map_err(fail("waiting"))? {
         Waited::Gone => Err(RunError::Gone(tid)),
         Waited::Stopped(task) => Ok(task),

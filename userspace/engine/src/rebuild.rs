@@ -660,9 +660,8 @@ impl Builder<'_> {
         task.set_registers(&r).map_err(doing())?;
         let running = task.resume_to_syscall(0).map_err(doing())?;
         let task = expect_stop(running, tid)?;
-        let running = task.resume(0).map_err(doing())?;
-        // Wherever on its way into the wait it is: the interrupt makes the call end as a signal would.
-        let task = live::stop(running).map_err(|error| broke(&self.who(tid), error))?;
+        // Interrupted before it begins, the call ends as a signal would end it: nothing behind it is ever executed.
+        let task = live::interrupt_stop(task, 0).map_err(|error| broke(&self.who(tid), error))?;
         let result = task.registers().map_err(doing())?.rax;
         self.put(tid, task);
         if let Some(entry) = self.tasks.get_mut(&tid) {

@@ -325,24 +325,6 @@ fn single_call(
     }
 }
 
-/// Stops a running task where the kernel looks at signals; signals on the way are delivered.
-pub fn stop(running: Running) -> Result<Stopped, RunError> {
-    let tid = running.tid();
-    let fail = |doing| move |source| RunError::System { tid, doing, source };
-    running.interrupt().map_err(fail("stopping"))?;
-    let mut running = running;
-    loop {
-        match running.wait().map_err(fail("waiting"))? {
-            Waited::Gone => return Err(RunError::Gone(tid)),
-            Waited::Stopped(task) => match task.stop() {
-                Stop::Interrupt | Stop::Group(_) => return Ok(task),
-                Stop::Signal(signal) => running = task.resume(signal).map_err(fail("resuming"))?,
-                _ => running = task.resume(0).map_err(fail("resuming"))?,
-            },
-        }
-    }
-}
-
 /// A traced task that was lost sight of, by an error halfway: stopped where it is. `None` when it has ended.
 pub fn recover(tid: i32) -> Option<Stopped> {
     let running = Running::attached(tid);

@@ -1,10 +1,10 @@
 //! The stub in a running process: calls work, nothing is left behind, and our death at any step harms nothing.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::panic)]
 
 use std::process::{Child, Command, Stdio};
 
-use remote::live::{self, Lent, Room, State};
-use remote::{Expect, Program, Running, Stopped, stub};
+use remote::live::{Lent, Room, State};
+use remote::{Expect, Program, Running, Stopped, Waited, stub};
 
 /// A process asleep for ever.
 fn victim() -> Child {
@@ -27,7 +27,12 @@ fn comes_to_sleep(pid: i32, calls: &[&str]) -> bool {
 }
 
 fn seize(pid: i32) -> Stopped {
-    live::stop(Running::seize(pid, remote::task::FOLLOW).expect("seize")).expect("stop")
+    let running = Running::seize(pid, remote::task::FOLLOW).expect("seize");
+    running.interrupt().expect("interrupt");
+    match running.wait().expect("wait") {
+        Waited::Stopped(task) => task,
+        Waited::Gone => panic!("it has ended"),
+    }
 }
 
 fn state(task: &Stopped) -> State {
@@ -151,7 +156,7 @@ fn our_death_at_any_step_leaves_the_task_as_it_was() {
 fn a_task_still_in_the_stub_of_a_dead_tracer_is_brought_back_first() {
     let mut child = victim();
     let pid = child.id() as i32;
-    let original = live::stop(Running::seize(pid, 0).expect("seize")).expect("stop");
+    let original = seize(pid);
     let registers = original.registers().expect("registers");
     original.detach(0).expect("detach");
     assert!(comes_to_sleep(pid, &["35", "230", "219"]));

@@ -76,6 +76,7 @@ fn kill_supervisor_at_many_moments(name: &'static str) {
         if moment == 0 {
             whole = time_checkpoint(&job);
         }
+        job.await_running();
         let mut child = spawn_checkpoint(&job);
         sleep_until(moment, whole);
         kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
@@ -98,6 +99,7 @@ fn kill_checkpoint_at_many_moments(name: &'static str) {
     let Some(mut job) = Job::start(&Subject::new(name)) else {
         return;
     };
+    job.await_running();
     kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
     let _ = job.wait();
     let whole = time_checkpoint(&job);

@@ -337,9 +337,10 @@ impl Frozen {
     /// Lets the job run on, or with `kill` ends it where it stands.
     pub(crate) fn release(&mut self, kill: bool) {
         if kill {
-            for process in self.processes.values() {
+            for process in std::mem::take(&mut self.processes).into_values() {
                 let _ = sys::kill(process.pid as i32, libc::SIGKILL);
             }
+            return;
         }
         for process in self.processes.values_mut() {
             for (&tid, thread) in &mut process.threads {

@@ -16,7 +16,8 @@ use crate::task::{Registers, Running, Stop, Stopped, Waited};
 const PROGRAM_ROOM: usize = 24 << 10;
 /// Bytes of a [`Room`].
 const CODE_ROOM: usize = 384;
-/// A room's last three words say what of ours is in the process: start and length of the data mapping, then [`MARK`].
+/// A room's last three words say what of ours is in the process: start and length of the data mapping, then [`MARK`]. While there is no
+/// mapping, the start is the room's own, and 0 when all is over.
 const RECORD: usize = CODE_ROOM - 24;
 const MARK: u64 = u64::from_le_bytes(*b"ckptd\0\0\x01");
 const PAGE: usize = 4096;
@@ -29,6 +30,8 @@ pub struct Room {
     found: [u8; CODE_ROOM],
     /// The data mapping that it has left.
     left: Option<Range<u64>>,
+    /// Whether tasks may still be on their way back from there.
+    busy: bool,
 }
 
 impl Room {
@@ -70,9 +73,19 @@ impl Room {
                 && memory.read_exact_at(&mut first, base).is_ok()
                 && word(&first, 0) == MARK ^ base)
                 .then(|| base..base.saturating_add(length));
-            return Ok(Some(Self { code, found, left }));
+            return Ok(Some(Self {
+                code,
+                found,
+                left,
+                busy: ours && base != 0,
+            }));
         }
         Ok(None)
+    }
+
+    /// Whether no task can be in our code.
+    pub fn is_calm(&self) -> bool {
+        !self.busy
     }
 
     /// Brings a task that a killed ckptd has left in our code to where that code leads. To be called for every thread of a process
@@ -156,7 +169,7 @@ impl Lent {
         if let Some(left) = &room.left {
             leader = unmap(leader, room.code, left)?;
         }
-        room.record(&leader, &(0..0))
+        room.record(&leader, &(room.code..room.code))
             .map_err(fail("writing the stub"))?;
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -322,6 +335,24 @@ fn single_call(
             source: io::Error::from_raw_os_error(-errno as i32),
         }),
         _ => Ok((task, result)),
+    }
+}
+
+/// Stops a running task where the kernel looks at signals; signals on the way are delivered.
+pub fn stop(running: Running) -> Result<Stopped, RunError> {
+    let tid = running.tid();
+    let fail = |doing| move |source| RunError::System { tid, doing, source };
+    running.interrupt().map_err(fail("stopping"))?;
+    let mut running = running;
+    loop {
+        match running.wait().map_err(fail("waiting"))? {
+            Waited::Gone => return Err(RunError::Gone(tid)),
+            Waited::Stopped(task) => match task.stop() {
+                Stop::Interrupt | Stop::Group(_) => return Ok(task),
+                Stop::Signal(signal) => running = task.resume(signal).map_err(fail("resuming"))?,
+                _ => running = task.resume(0).map_err(fail("resuming"))?,
+            },
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The stub in a running process: calls work, nothing is left behind, and our death at any step harms nothing.
-#![allow(missing_docs, clippy::panic)]
+#![allow(missing_docs)]
 
 use std::process::{Child, Command, Stdio};
 
-use remote::live::{Lent, Room, State};
-use remote::{Expect, Program, Running, Stopped, Waited, stub};
+use remote::live::{self, Lent, Room, State};
+use remote::{Expect, Program, Running, Stopped, stub};
 
 /// A process asleep for ever.
 fn victim() -> Child {
@@ -27,12 +27,7 @@ fn comes_to_sleep(pid: i32, calls: &[&str]) -> bool {
 }
 
 fn seize(pid: i32) -> Stopped {
-    let running = Running::seize(pid, remote::task::FOLLOW).expect("seize");
-    running.interrupt().expect("interrupt");
-    match running.wait().expect("wait") {
-        Waited::Stopped(task) => task,
-        Waited::Gone => panic!("it has ended"),
-    }
+    live::stop(Running::seize(pid, remote::task::FOLLOW).expect("seize")).expect("stop")
 }
 
 fn state(task: &Stopped) -> State {
@@ -142,6 +137,10 @@ fn our_death_at_any_step_leaves_the_task_as_it_was() {
         assert!(
             blocked.ends_with("0000000000000000"),
             "step {step}: {blocked}"
+        );
+        assert_eq!(
+            Room::find(pid).expect("maps").expect("room").is_calm(),
+            [0, 4].contains(&step)
         );
         // The next one clears up behind it.
         die_after(4, pid, program().0);

@@ -302,13 +302,13 @@ impl Job {
         self.spawn(command);
     }
 
-    /// Waits until a restored job runs, or its restore has ended.
+    /// Waits until `ckptd` has noted that the job runs, or has ended.
     ///
     /// # Panics
     /// When neither happens.
     #[track_caller]
-    pub fn await_restored(&mut self) {
-        wait_for("the restored job to run", || {
+    pub fn await_running(&mut self) {
+        wait_for("the job to be noted as running", || {
             let listed = run(self.ckptd("list").arg("--json"));
             let jobs = serde_json::from_str(&listed.stdout).unwrap_or(serde_json::Value::Null);
             let ours = jobs

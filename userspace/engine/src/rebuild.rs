@@ -725,11 +725,10 @@ impl Builder<'_> {
         sys::write_memory(task.tid(), &[(slot.base, &time)]).map_err(doing())?;
         r.rip = self.syscall_address();
         task.set_registers(&r).map_err(doing())?;
-        let running = task.resume_to_syscall().map_err(doing())?;
+        let running = task.resume_to_syscall(0).map_err(doing())?;
         let task = expect_stop(running, tid)?;
-        let running = task.resume(0).map_err(doing())?;
-        // Wherever on its way into the wait it is: the interrupt makes the call end as a signal would.
-        let task = live::stop(running).map_err(|error| broke(&self.who(tid), error))?;
+        // Interrupted before it begins, the call ends as a signal would end it: nothing behind it is ever executed.
+        let task = live::interrupt_stop(task, 0).map_err(|error| broke(&self.who(tid), error))?;
         let result = task.registers().map_err(doing())?.rax;
         self.put(tid, task);
         if let Some(entry) = self.tasks.get_mut(&tid) {
@@ -752,7 +751,7 @@ impl Builder<'_> {
         let block = &self.plan.block;
         let args = [block.base, block.length() as u64, 0, 0, 0, 0];
         let (task, _) = seed::call_at(task, self.syscall_address(), libc::SYS_munmap as u64, args)?;
-        live::interrupt_stop(task)
+        live::interrupt_stop(task, 0)
     }
 
     fn set_thread(&mut self, process: &Process, thread: &Thread) -> Result<(), RestoreError> {
@@ -829,7 +828,11 @@ impl Builder<'_> {
         for task in self.tasks.values() {
             let _ = sys::kill(task.outer, libc::SIGKILL);
         }
-        for task in self.tasks.values() {
+        // A process has ended when its threads have, and an init when its namespace has.
+        let mut order: Vec<(u32, &Task)> =
+            self.tasks.iter().map(|(&id, task)| (id, task)).collect();
+        order.sort_by_key(|(id, task)| (*id == INIT, *id == task.pid));
+        for (_, task) in order {
             let mut running = Running::attached(task.outer);
             while let Ok(Waited::Stopped(stopped)) = running.wait() {
                 match stopped.resume(0) {

@@ -8,6 +8,7 @@
 
 mod command;
 mod job;
+pub mod memory;
 mod mode;
 mod processes;
 mod subject;

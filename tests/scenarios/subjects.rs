@@ -2,7 +2,10 @@
 
 #![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
 
-use tests::{Compiler, Pids, Subject, Way, interrupt, manifest_dir, sabotaged, uninterrupted};
+use tests::{
+    Compiler, Pids, Subject, Way, interrupt, manifest_dir, sabotaged, same_without_bpf,
+    uninterrupted,
+};
 
 /// One module a subject, one test a mode.
 macro_rules! subjects {
@@ -20,6 +23,8 @@ macro_rules! subjects {
             fn sabotaged() { super::sabotaged(&SUBJECT); }
             #[test]
             fn runs_on() { interrupt(&SUBJECT, Way::RunsOn, Pids::Free); }
+            #[test]
+            fn same_without_bpf() { super::same_without_bpf(&SUBJECT); }
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
@@ -103,6 +108,18 @@ subjects! {
     eventfd = own("eventfd");
     epoll = own("epoll");
     pty = own("pty");
+    timerfd = own("timerfd");
+    signalfd = own("signalfd");
+    pidfd = own("pidfd");
+    inotify = own("inotify");
+    o_path = own("o_path");
+    memfd = own("memfd");
+    proc_self = own("proc_self");
+    deleted_files = own("deleted_files");
+    deleted_executable = own("deleted_executable");
+    deleted_directories = own("deleted_directories");
+    shm_files = own("shm_files");
+    locks = own("locks");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);

@@ -10,12 +10,12 @@ use images::proto::process::State;
 use images::proto::{Process, Snapshot, Thread};
 use remote::seed::{self, Birth};
 use remote::stub::{self, Slot};
-use remote::{Arg, Expect, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
+use remote::{Arg, Expect, Outcome, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
 
 use crate::files::{outer, regular};
 use crate::pages::{self, Area, Target};
 use crate::plan::{Plan, Step};
-use crate::{Rebuilt, RestoreError, RestoreOptions, maps, tree, vdso, waits};
+use crate::{Rebuilt, RestoreError, RestoreOptions, Tracking, areas, track, tree, vdso, waits};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
@@ -32,6 +32,7 @@ pub fn rebuild(
         snapshot: checkpoint.snapshot(),
         tasks: BTreeMap::new(),
         init: None,
+        tracking: None,
     };
     match builder.build(checkpoint, options) {
         Ok(rebuilt) => Ok(rebuilt),
@@ -61,6 +62,8 @@ struct Builder<'a> {
     tasks: BTreeMap<u32, Task>,
     /// The init of the job's own pid namespace.
     init: Option<u32>,
+    /// What is known of its memory since it was filled.
+    tracking: Option<Tracking>,
 }
 
 /// Its number among the tasks.
@@ -117,9 +120,13 @@ impl Builder<'_> {
                 Step::Fill => {
                     options.progress.phase("pages");
                     self.fill(checkpoint, options)?;
+                    if options.watch {
+                        self.watch(checkpoint)?;
+                    }
                     options.progress.phase("state");
                 }
                 Step::Zombie { pid, wait_status } => self.zombie(*pid, *wait_status)?,
+                &Step::Dead { pid, place, flags } => self.dead(pid, place, flags)?,
                 Step::CutBack { regular } => {
                     regular::cut_back(regular).map_err(failed(format!(
                         "cutting {} back to its size at the checkpoint",
@@ -135,7 +142,12 @@ impl Builder<'_> {
             .get(&self.snapshot.root)
             .map_or(0, |task| task.outer as u32);
         self.let_go(options)?;
-        Ok(Rebuilt { root, init })
+        let tracking = self.tracking.take();
+        Ok(Rebuilt {
+            root,
+            init,
+            tracking,
+        })
     }
 
     fn init_outer(&self) -> Option<u32> {
@@ -159,7 +171,7 @@ impl Builder<'_> {
         slot.length = block.leader - 4096;
         let path = format!("/proc/{outer}/maps");
         let text = std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))?;
-        let areas = maps::parse(&text);
+        let areas = areas::parse(&text);
         let first = areas
             .iter()
             .find(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
@@ -441,11 +453,16 @@ impl Builder<'_> {
     }
 
     fn run(&mut self, tid: u32, what: &str, program: &Program) -> Result<(), RestoreError> {
+        self.ask(tid, what, program).map(drop)
+    }
+
+    /// As [`Self::run`], and gives what the calls gave.
+    fn ask(&mut self, tid: u32, what: &str, program: &Program) -> Result<Outcome, RestoreError> {
         let (task, slot) = self.take(tid)?;
-        let (task, _) = stub::run(slot, program, task, &mut |_| {})
+        let (task, outcome) = stub::run(slot, program, task, &mut |_| {})
             .map_err(|error| broke(&format!("{}: {what}", self.who(tid)), error))?;
         self.put(tid, task);
-        Ok(())
+        Ok(outcome)
     }
 
     /// Runs a program whose only call makes a task; gives its id as we see it, and as the job does.
@@ -499,6 +516,25 @@ impl Builder<'_> {
             Err(error) => Err(broke(&self.who(pid), error)),
             Ok(_) => Err(missing(pid)),
         }
+    }
+
+    /// Puts a descriptor of a process that has ended at `place` in `pid`.
+    fn dead(&mut self, pid: u32, place: u32, flags: u32) -> Result<(), RestoreError> {
+        let helper = tree::HELPERS;
+        self.fork(pid, helper, libc::SIGCHLD as u32)?;
+        let inner = self.tasks.get(&helper).map_or(0, |task| task.slot.tid);
+        let mut program = Program::new();
+        let args = [inner.into(), flags.into()];
+        let fd = program.must(libc::SYS_pidfd_open, &args, "open the helper");
+        let args = [Arg::Result(fd), place.into(), libc::O_CLOEXEC.into()];
+        program.must(libc::SYS_dup3, &args, "keep its descriptor");
+        program.must(libc::SYS_close, &[Arg::Result(fd)], "close the other");
+        self.run(pid, "a descriptor of a process that has ended", &program)?;
+        self.exit(helper, 0)?;
+        let mut program = Program::new();
+        let args = [inner.into(), 0.into(), libc::__WALL.into(), 0.into()];
+        program.must(libc::SYS_wait4, &args, "wait for the helper");
+        self.run(pid, "a descriptor of a process that has ended", &program)
     }
 
     /// Ends a process the way it had ended.
@@ -586,6 +622,31 @@ impl Builder<'_> {
             targets.push(Target::Object { space, file, size });
         }
         pages::fill(checkpoint, &targets, options.progress).map(|_| ())
+    }
+
+    /// From here on, what is written is noted.
+    fn watch(&mut self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        let Ok(mut tracking) = Tracking::new() else {
+            return Ok(());
+        };
+        let shared = self.snapshot.shared.iter().map(|shared| shared.space);
+        tracking.reserve(shared.max().unwrap_or(0));
+        for process in &self.snapshot.processes {
+            let (Some(memory), Some(task)) = (&process.memory, self.tasks.get(&process.pid)) else {
+                continue;
+            };
+            let outer = task.outer as u32;
+            let (program, made) = track::userfaultfd();
+            let outcome = self.ask(process.pid, "make a userfaultfd", &program)?;
+            let fd = outcome.results[made] as u32;
+            let uffd = self.descriptor(process.pid, fd)?;
+            let mut program = Program::new();
+            program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
+            self.run(process.pid, "close the userfaultfd", &program)?;
+            tracking.adopt(outer, memory.space, uffd, checkpoint.pages(memory.space))?;
+        }
+        self.tracking = Some(tracking);
+        Ok(())
     }
 
     /// Our duplicate of a descriptor of a process under construction.

@@ -15,8 +15,9 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 fn dumped(dir: &std::path::Path, sources: &[Source]) -> (u64, Checkpoint) {
     let job = Store::create(dir).unwrap().create_job("job").unwrap();
-    let writer = job.begin(Compression::Fast).unwrap();
-    let pages = dump(&writer, sources, &Silent).unwrap();
+    let writer = job.begin(Compression::Fast, None).unwrap();
+    let copied = dump(&writer, sources, 2, &Silent).unwrap();
+    let pages = copied.iter().map(|copied| copied.pages.len()).sum();
     writer
         .commit(proto::Snapshot::default(), proto::Statistics::default())
         .unwrap();
@@ -82,6 +83,7 @@ fn a_process_gets_back_what_it_had() {
             space: 3,
             pid,
             areas: areas.clone(),
+            runs: false,
         }],
     );
     assert!(pages > 0);
@@ -214,7 +216,7 @@ fn progress_ends_at_the_whole() {
         .unwrap()
         .create_job("job")
         .unwrap();
-    let writer = job.begin(Compression::None).unwrap();
+    let writer = job.begin(Compression::None, None).unwrap();
     let last = Last(Mutex::new((0, 0)));
     dump(
         &writer,
@@ -223,6 +225,7 @@ fn progress_ends_at_the_whole() {
             file: from,
             size: 64 * PAGE_SIZE,
         }],
+        2,
         &last,
     )
     .unwrap();

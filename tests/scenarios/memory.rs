@@ -16,10 +16,10 @@ use tests::memory::{Driver, Mode};
 /// What happens to the program.
 #[derive(Debug, Clone)]
 enum Event {
-    /// It takes so many steps, and is checkpointed as it stands still.
-    Checkpoint(usize),
+    /// It takes so many steps, and is checkpointed as it stands still, in one of the mode's ways.
+    Checkpoint(usize, Index),
     /// It is checkpointed as it takes so many steps.
-    CheckpointRunning(usize),
+    CheckpointRunning(usize, Index),
     /// It is compared with the model, and runs on.
     Look,
     /// A checkpoint is deleted.
@@ -44,8 +44,8 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (1..40usize).prop_map(Some),
     ];
     prop_oneof![
-        6 => (0..60usize).prop_map(Event::Checkpoint),
-        8 => (1..150usize).prop_map(Event::CheckpointRunning),
+        6 => (0..60usize, any::<Index>()).prop_map(|(steps, way)| Event::Checkpoint(steps, way)),
+        8 => (1..150usize, any::<Index>()).prop_map(|(steps, way)| Event::CheckpointRunning(steps, way)),
         1 => proptest::strategy::Just(Event::Look),
         2 => any::<Index>().prop_map(Event::Delete),
         1 => (1..4usize).prop_map(Event::Keep),
@@ -67,11 +67,13 @@ fn check(mode: Mode, case: &Case) {
     for event in &case.events {
         let some = driver.checkpoints.len();
         match event {
-            Event::Checkpoint(steps) => {
+            Event::Checkpoint(steps, way) => {
                 driver.advance(*steps);
-                driver.checkpoint(0);
+                driver.checkpoint(0, way.get(mode.checkpoint));
             }
-            Event::CheckpointRunning(steps) => driver.checkpoint(*steps),
+            Event::CheckpointRunning(steps, way) => {
+                driver.checkpoint(*steps, way.get(mode.checkpoint));
+            }
             Event::Look => driver.look("running"),
             Event::Delete(which) if some > 1 => driver.delete(which.index(some)),
             Event::Keep(count) => driver.keep(*count),
@@ -139,17 +141,27 @@ fn cases(mode: Mode) {
     }
 }
 
-/// One test a mode.
+/// One test a mode: arguments of `run`, of each checkpoint, of `restore`.
 macro_rules! modes {
-    ($($name:ident: run $run:expr, restore $restore:expr;)*) => {
+    ($($name:ident: $run:expr, $checkpoint:expr, $restore:expr;)*) => {
         $(#[test]
         fn $name() {
-            cases(Mode { name: stringify!($name), run: &$run, restore: &$restore });
+            cases(Mode {
+                name: stringify!($name),
+                run: &$run,
+                checkpoint: &$checkpoint,
+                restore: &$restore,
+            });
         })*
     };
 }
 
+const INCREMENTAL: &[&str] = &["--incremental"];
+/// As of a job that writes faster than it is copied.
+const FORKED: &[&str] = &["--incremental", "--max-freeze", "0s"];
+const WHOLE: &[&str] = &[];
+
 modes! {
-    whole: run [], restore [];
-    incremental: run ["--incremental"], restore [];
+    whole: [], [WHOLE], [];
+    incremental: ["--incremental"], [INCREMENTAL, INCREMENTAL, INCREMENTAL, FORKED, WHOLE], ["--incremental"];
 }

@@ -21,6 +21,8 @@ pub struct Mode {
     pub name: &'static str,
     /// Arguments of `ckptd run`.
     pub run: &'static [&'static str],
+    /// Arguments of `ckptd checkpoint`, of which one list is drawn each time.
+    pub checkpoint: &'static [&'static [&'static str]],
     /// Arguments of `ckptd restore`.
     pub restore: &'static [&'static str],
 }
@@ -242,13 +244,14 @@ impl Driver {
             .collect()
     }
 
-    /// Takes a checkpoint, and adds it to the list: with `steps` while the program is taking so many more.
+    /// Takes a checkpoint with these arguments, and adds it to the list: with `steps` while the program is taking so many
+    /// more.
     #[track_caller]
-    pub fn checkpoint(&mut self, steps: usize) {
+    pub fn checkpoint(&mut self, steps: usize, arguments: &[&str]) {
         self.limit = (self.foremost() + steps).min(self.script.len());
         self.set_gate();
         let least = self.progress();
-        let said = self.job.checkpoint(&["--json"]);
+        let said = self.job.checkpoint(&[arguments, &["--json"]].concat());
         // A step that is done may not have been told yet.
         let most = self
             .progress()

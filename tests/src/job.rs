@@ -216,7 +216,7 @@ impl Job {
     }
 
     /// Waits for the file `ready`; false when the subject says that it cannot be done here.
-    fn await_ready(&mut self, name: &str) -> bool {
+    pub(crate) fn await_ready(&mut self, name: &str) -> bool {
         let ready = self.work.join("ready");
         let ended = wait_for("READY", || {
             let ended = self

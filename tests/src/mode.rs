@@ -64,6 +64,18 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     if way == Way::ByPid && !crate::is_root() {
         return skip(subject.name, "only root may checkpoint any process");
     }
+    if way == Way::Chain && subject.name.ends_with("syscalls") {
+        return skip(
+            subject.name,
+            "waits that are interrupted again and again end early, or begin anew",
+        );
+    }
+    if way == Way::Chain && subject.name == "itimers" {
+        return skip(
+            subject.name,
+            "CPU-time timers grow by a tick of 4 ms with each restore",
+        );
+    }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
         Way::Full | Way::Chain | Way::Killed | Way::RunsOn => Job::start(subject),
@@ -87,7 +99,7 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     };
     if way == Way::Chain {
         job.restore(arguments);
-        job.await_restored();
+        job.await_running();
         let _ = job.checkpoint(&["--incremental", "--kill"]).expect(0);
         job.kill_all();
     }

@@ -102,6 +102,8 @@ pub struct RestoreOptions<'a> {
     /// A program (with arguments) to be the init of the job's pid namespace, should it need one. It gets the root's
     /// pid (inside the namespace) as one more argument.
     pub init: Vec<PathBuf>,
+    /// Leave in the image what can come later, and have it served from there.
+    pub lazy: Option<&'a crate::Serve<'a>>,
     /// Hears how it gets on.
     pub progress: &'a dyn Progress,
 }

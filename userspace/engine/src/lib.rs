@@ -15,6 +15,7 @@ mod files;
 mod freeze;
 mod host;
 mod identity;
+mod lazy;
 mod limits;
 mod maps;
 mod pages;
@@ -30,6 +31,7 @@ mod waits;
 
 pub use api::*;
 pub use capture::checkpoint;
+pub use lazy::{Image, LazyJob, Serve, can_be_lazy, close_vault, find_vault};
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::sigpipe_was_ignored;

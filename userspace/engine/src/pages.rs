@@ -51,8 +51,16 @@ pub(crate) enum Target {
 /// A mapping that pages may go to.
 pub(crate) struct Area {
     pub(crate) range: Range<u64>,
+    pub(crate) place: Place,
+}
+
+/// What of its pages has to be written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Place {
     /// Fresh pages are not zero (those of private file mappings), so that pages of zeros have to be written too.
     pub(crate) zero_matters: bool,
+    /// None: they are served when the job runs.
+    pub(crate) later: bool,
 }
 
 /// Writes every page of `sources` that holds content to the image. Returns how many there are.
@@ -182,18 +190,33 @@ impl Target {
         frame: &Frame,
         data: &mut Vec<u8>,
     ) -> Result<(), RestoreError> {
-        for page in &frame.pages {
-            self.zero_matters(checkpoint, *page)?;
+        let mut pages = Vec::with_capacity(frame.pages.len());
+        let mut places = Vec::with_capacity(frame.pages.len());
+        for (nth, page) in frame.pages.iter().enumerate() {
+            if !self.place(checkpoint, *page)?.later {
+                pages.push(*page);
+                places.push(nth);
+            }
+        }
+        if pages.is_empty() {
+            return Ok(());
         }
         checkpoint.read(frame, data)?;
-        self.write(&runs(&frame.pages), data)
+        if pages.len() < frame.pages.len() {
+            let size = PAGE_SIZE as usize;
+            for (to, from) in places.into_iter().enumerate() {
+                data.copy_within(from * size..(from + 1) * size, to * size);
+            }
+            data.truncate(pages.len() * size);
+        }
+        self.write(&runs(&pages), data)
     }
 
     /// Writes zeros where fresh pages are something else.
     fn fill_zeros(&self, checkpoint: &Checkpoint) -> Result<u64, RestoreError> {
         let mut written = 0;
         for page in checkpoint.zero_pages(self.space()) {
-            if self.zero_matters(checkpoint, page)? {
+            if self.place(checkpoint, page)?.zero_matters {
                 self.write(&runs(&[page]), &[0; PAGE_SIZE as usize])?;
                 written += 1;
             }
@@ -201,16 +224,16 @@ impl Target {
         Ok(written)
     }
 
-    /// Whether a page of zeros has to be written here; an error where no page belongs.
-    fn zero_matters(&self, checkpoint: &Checkpoint, page: u64) -> Result<bool, RestoreError> {
+    /// The place of a page; an error where no page belongs.
+    fn place(&self, checkpoint: &Checkpoint, page: u64) -> Result<Place, RestoreError> {
         let at = page.saturating_mul(PAGE_SIZE);
         let found = match self {
             Self::Process { areas, .. } => {
                 let area = areas.get(areas.partition_point(|area| area.range.end <= at));
                 area.filter(|area| area.range.contains(&at))
-                    .map(|area| area.zero_matters)
+                    .map(|area| area.place)
             }
-            Self::Object { size, .. } => (at < *size).then_some(false),
+            Self::Object { size, .. } => (at < *size).then_some(Place::default()),
         };
         found.ok_or_else(|| {
             let what = format!(

@@ -54,6 +54,10 @@ pub struct Plan {
     pub(crate) host: Host,
     /// Descriptors from here on are ours.
     pub(crate) outer: u32,
+    /// All of them.
+    pub(crate) ours: std::ops::Range<u32>,
+    /// Which pages have content, by space.
+    pub(crate) content: BTreeMap<u64, Content>,
 }
 
 /// The addresses that are ours while a process is built; the job uses them in none of its processes.
@@ -189,11 +193,13 @@ pub fn plan(checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Pla
         }
     }
     let taken = |id: u32| std::path::Path::new(&format!("/proc/{id}")).exists();
-    make(snapshot, &content, &host, options.files, &taken).map_err(RestoreError::Refused)
+    let plan = make(snapshot, &content, &host, options.files, &taken);
+    let plan = plan.map_err(RestoreError::Refused)?;
+    Ok(Plan { content, ..plan })
 }
 
 /// Which pages of a space have content, as runs of pages, coarsely: from the first to the last page of each frame.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Content(Vec<(u64, u64)>);
 
 impl Content {
@@ -213,7 +219,7 @@ impl Content {
         Ok(Self(runs))
     }
 
-    fn within(&self, mapping: &Mapping) -> bool {
+    pub(crate) fn within(&self, mapping: &Mapping) -> bool {
         let (start, end) = (
             mapping.start / PAGE_SIZE as u64,
             mapping.end / PAGE_SIZE as u64,
@@ -427,6 +433,8 @@ pub(crate) fn make(
         objects,
         host: host.clone(),
         outer,
+        ours: outer..outer + ours as u32,
+        content: BTreeMap::new(),
     })
 }
 

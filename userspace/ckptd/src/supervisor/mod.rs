@@ -13,9 +13,10 @@ pub(crate) mod status;
 
 pub(crate) use ended::Ended;
 pub(crate) use signals::Signals;
-pub(crate) use spawn::{spawn, spawn_self_in_background};
+pub(crate) use spawn::{spawn, spawn_self};
 
 use crate::failure::Failure;
+use crate::lazy::Serving;
 use crate::process::{self, ProcessId};
 use crate::registry::Claim;
 use crate::report::Report;
@@ -55,8 +56,14 @@ impl Post {
         claim.path().join("status")
     }
 
-    /// Supervises the job until its root ends. `init` is the init of the job's own pid namespace.
-    pub(crate) fn supervise(mut self, signals: Signals, root: u32, init: Option<u32>) -> Ended {
+    /// Supervises the job until its root ends. `init` is the init of the job's own pid namespace; `serving` brings in its memory.
+    pub(crate) fn supervise(
+        mut self,
+        signals: Signals,
+        root: u32,
+        init: Option<u32>,
+        serving: Option<Serving>,
+    ) -> Ended {
         // The job runs already: without an entry it can be checkpointed by --pid only, but that is no reason to end it.
         if let Err(failure) = self.claim.set_running(root, init) {
             failure.print(false);
@@ -68,6 +75,7 @@ impl Post {
             root,
             root_id,
             init,
+            serving,
             last: None,
             kept: None,
         };
@@ -83,6 +91,8 @@ struct Supervisor {
     root: u32,
     root_id: Option<ProcessId>,
     init: Option<u32>,
+    /// Brings in memory of the job that is missing still.
+    serving: Option<Serving>,
     /// What the init last said of the root's end.
     last: Option<Ended>,
     /// The checkpoint after which the job was killed.
@@ -102,6 +112,8 @@ impl Supervisor {
                 }
             }
             for (Request::Checkpoint(order), answer) in self.post.control.requests() {
+                // A checkpoint is taken of a job that has all of its memory.
+                self.serving.iter().for_each(Serving::wait);
                 let state = self.post.claim.state();
                 let reaper = self.init.unwrap_or_else(std::process::id);
                 let target = Target::supervised(self.root, reaper, std::process::id());

@@ -23,6 +23,10 @@ macro_rules! subjects {
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
+            fn lazy() { interrupt(&SUBJECT, Way::Lazy, Pids::Free); }
+            #[test]
+            fn lazy_pids_taken() { interrupt(&SUBJECT, Way::Lazy, Pids::Taken); }
+            #[test]
             fn by_pid() { interrupt(&SUBJECT, Way::ByPid, Pids::Free); }
             #[test]
             fn full_pids_taken() { interrupt(&SUBJECT, Way::Killed, Pids::Taken); }

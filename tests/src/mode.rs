@@ -10,7 +10,9 @@ use crate::{Job, Subject, helper, skip};
 pub enum Way {
     /// One whole checkpoint, the job running on; then everything is killed; one eager restore.
     Full,
-    /// The same, killed by `checkpoint --kill`.
+    /// The same, restored while its memory is still in the image.
+    Lazy,
+    /// As `Full`, killed by `checkpoint --kill`.
     Killed,
     /// Not killed at all: the checkpointed job itself runs to its end.
     RunsOn,
@@ -22,7 +24,7 @@ impl Way {
     /// The arguments of each checkpoint, in order.
     fn checkpoints(self) -> &'static [&'static [&'static str]] {
         match self {
-            Self::Full | Self::RunsOn | Self::ByPid => &[&[]],
+            Self::Full | Self::Lazy | Self::RunsOn | Self::ByPid => &[&[]],
             Self::Killed => &[&["--kill"]],
         }
     }
@@ -31,6 +33,7 @@ impl Way {
     fn restore(self) -> Option<&'static [&'static str]> {
         match self {
             Self::Full | Self::Killed | Self::ByPid => Some(&[]),
+            Self::Lazy => Some(&["--lazy"]),
             Self::RunsOn => None,
         }
     }
@@ -61,7 +64,7 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
-        Way::Full | Way::Killed | Way::RunsOn => Job::start(subject),
+        Way::Full | Way::Lazy | Way::Killed | Way::RunsOn => Job::start(subject),
     };
     let Some(mut job) = started else { return };
     let taken = job.processes();

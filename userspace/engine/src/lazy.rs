@@ -79,9 +79,10 @@ impl Setup {
             .collect();
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
         // High, so that the job gets the numbers that it would get; not so high that its table of descriptors grows.
-        let high = limit.map_or(250, |(soft, _)| soft.min(1000) as u32);
+        let limit = limit.map_or(256, |(soft, _)| soft.min(1 << 20) as u32);
+        let high = limit.min(1000);
         let free = |fd: &u32| !used.contains(fd) && !used.contains(&(fd + 1));
-        let descriptor = (3..high - 1).rev().find(free);
+        let descriptor = (3..high - 1).rev().chain(high..limit - 1).find(free);
         Ok(Self {
             features: features()?,
             descriptor: descriptor.ok_or("the job uses all descriptors there can be")?,

@@ -38,12 +38,11 @@ impl Default for Statistics {
 
 /// The upper bound of a class.
 fn bound(class: usize) -> Duration {
-    let half = 1u64 << (class / 2);
-    Duration::from_micros(if class.is_multiple_of(2) {
-        half
-    } else {
-        half + half.div_ceil(2)
-    })
+    let Some(nth) = class.checked_sub(1) else {
+        return Duration::from_micros(1);
+    };
+    let power = 2u64 << (nth / 2);
+    Duration::from_micros(power + power / 2 * (nth as u64 % 2))
 }
 
 impl Statistics {

@@ -2,7 +2,10 @@
 
 #![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
 
-use tests::{Compiler, Pids, Subject, Way, interrupt, manifest_dir, sabotaged, uninterrupted};
+use tests::{
+    Compiler, Pids, Subject, Way, interrupt, manifest_dir, sabotaged, same_without_bpf,
+    uninterrupted,
+};
 
 /// One module a subject, one test a mode.
 macro_rules! subjects {
@@ -20,6 +23,8 @@ macro_rules! subjects {
             fn sabotaged() { super::sabotaged(&SUBJECT); }
             #[test]
             fn runs_on() { interrupt(&SUBJECT, Way::RunsOn, Pids::Free); }
+            #[test]
+            fn same_without_bpf() { super::same_without_bpf(&SUBJECT); }
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]

@@ -7,12 +7,14 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // A test helper fails by panicking.
 
 mod command;
+mod compare;
 mod job;
 mod mode;
 mod processes;
 mod subject;
 
 pub use command::{Output, binary, run, show_command};
+pub use compare::same_without_bpf;
 pub use job::{Job, Place};
 pub use mode::{Pids, Way, interrupt, sabotaged, uninterrupted};
 pub use processes::{alive, kill_marked, marked, state};

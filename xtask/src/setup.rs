@@ -18,8 +18,15 @@ const COMPILER: Need = Need {
     package: "gcc libc6-dev",
     vital: true,
 };
+/// For the programs that run in the kernel.
+const KERNEL_COMPILER: Need = Need {
+    program: "clang",
+    package: "clang libbpf-dev",
+    vital: true,
+};
 const TESTS: &[Need] = &[
     COMPILER,
+    KERNEL_COMPILER,
     Need {
         program: "python3",
         package: "python3",
@@ -39,7 +46,7 @@ const TESTS: &[Need] = &[
 
 /// For the demonstration.
 pub(crate) fn for_demo() -> Result<()> {
-    install(&[COMPILER])
+    install(&[COMPILER, KERNEL_COMPILER])
 }
 
 /// For the tests.

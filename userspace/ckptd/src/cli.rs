@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bpf::BpfArgs;
 use crate::take::Compress;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -128,6 +129,8 @@ pub(crate) struct Run {
     pub name: Option<String>,
     #[command(flatten)]
     pub store: StoreDir,
+    #[command(flatten)]
+    pub bpf: BpfArgs,
     /// The command to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<OsString>,
@@ -162,6 +165,8 @@ pub(crate) struct Checkpoint {
     /// How hard to compress memory
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compress: Compress,
+    #[command(flatten)]
+    pub bpf: BpfArgs,
     #[command(flatten)]
     pub output: Output,
 }
@@ -230,6 +235,8 @@ pub(crate) struct Restore {
     /// Print the steps that would be taken, and take none
     #[arg(long, conflicts_with = "detach")]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub bpf: BpfArgs,
     #[command(flatten)]
     pub output: Output,
     /// This is the process in the background; descriptor 3 leads to the one that started it

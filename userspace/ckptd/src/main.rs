@@ -1,6 +1,7 @@
 //! Checkpoint and restart for Linux jobs: the commands, and the supervisor of one job.
 #![forbid(unsafe_code)]
 
+mod bpf;
 mod cli;
 mod commands;
 mod doctor;

@@ -1,5 +1,6 @@
 //! Taking a checkpoint: the one place where a client's or supervisor's order meets the engine.
 
+use crate::bpf::Bpf;
 use crate::failure::Failure;
 use crate::report::Report;
 use clap::ValueEnum;
@@ -40,6 +41,9 @@ pub(crate) struct Order {
     pub compress: Compress,
     /// Kill the job once the checkpoint is on disk.
     pub kill: bool,
+    /// Read the job's state from /proc only.
+    #[serde(default)]
+    pub no_bpf: bool,
 }
 
 /// The processes of a checkpoint.
@@ -74,10 +78,11 @@ pub(crate) fn take(
     name: &str,
     order: &Order,
     target: Target,
+    bpf: &Bpf,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let job = Store::create(&order.dir)?.create_job(name)?;
-    let taken = take_into(&job, order, target, progress);
+    let taken = take_into(&job, order, target, bpf, progress);
     if taken.is_err() {
         // What was made for nothing goes again; what is not empty stays.
         for dir in [&job.path().join("segments"), job.path(), &order.dir] {
@@ -91,6 +96,7 @@ fn take_into(
     job: &Job,
     order: &Order,
     target: Target,
+    bpf: &Bpf,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let options = CheckpointOptions {
@@ -99,6 +105,7 @@ fn take_into(
         compression: order.compress.into(),
         kill: order.kill,
         stdio_of: target.stdio_of,
+        tracker: bpf.tracker(order.no_bpf),
         progress,
     };
     let report = engine::checkpoint(&options)?;

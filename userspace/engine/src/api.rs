@@ -45,6 +45,8 @@ pub struct CheckpointOptions<'a> {
     pub kill: bool,
     /// The process whose standard input, output and error count as the job's way to the outside.
     pub stdio_of: u32,
+    /// BPF programs that read the job's state in bulk; without them it is read from /proc.
+    pub tracker: Option<&'a tracker::Tracker>,
     /// Hears how it gets on.
     pub progress: &'a dyn Progress,
 }

@@ -7,6 +7,7 @@ use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
 use remote::live::{FRAME_ALTSTACK, Lent, State};
 use remote::{Blob, Outcome, Program, stub, sys};
+use tracker::Tracker;
 
 use crate::files::{Table, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
@@ -280,6 +281,7 @@ fn capture(
         }
         one(
             process,
+            options.tracker,
             status,
             &stat,
             &ids,
@@ -460,6 +462,7 @@ fn relations(status: &Status, stat: &Stat, ids: &Ids, statuses: &HashMap<u32, St
 /// Captures one process that is not a zombie.
 fn one(
     process: &mut freeze::Process,
+    tracker: Option<&Tracker>,
     status: &Status,
     stat: &Stat,
     ids: &Ids,
@@ -549,7 +552,7 @@ fn one(
             };
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
             let space = table.space();
-            let mut memory = maps::capture(pid, space, &ours, table, refusals)?;
+            let mut memory = maps::capture(pid, tracker, space, &ours, table, refusals)?;
             memory.space.layout = Some(maps::layout(
                 pid,
                 stat,

@@ -10,8 +10,9 @@ use images::proto::open_file::Kind;
 use images::proto::{Descriptor, OpenFile, Owner, Process, SharedMemory};
 use remote::{Arg, Expect, Program, sys};
 
+use crate::areas::Area;
 use crate::freeze::failed;
-use crate::maps::{self, Area};
+use crate::maps;
 use crate::procfs;
 use crate::{CheckpointError, Refusal};
 

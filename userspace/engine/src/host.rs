@@ -2,7 +2,7 @@
 
 use images::proto::{self, Credentials, Rlimit, Scheduling};
 
-use crate::maps;
+use crate::areas;
 use crate::procfs::{self, Status};
 use crate::{cpu, identity, limits, scheduling};
 use remote::sys;
@@ -38,7 +38,7 @@ impl Host {
             std::fs::read_link(format!("/proc/self/fd/{fd}"))
                 .is_ok_and(|l| l.starts_with("/dev/pts") || l.starts_with("/dev/tty"))
         });
-        let own = maps::own();
+        let own = areas::own();
         let pieces = own
             .iter()
             .filter(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
@@ -80,10 +80,10 @@ fn release(text: &str) -> (u32, u32) {
 
 /// This machine, now, as recorded in a snapshot.
 pub(crate) fn now() -> proto::Host {
-    record(&maps::own())
+    record(&areas::own())
 }
 
-fn record(own: &[maps::Area]) -> proto::Host {
+fn record(own: &[areas::Area]) -> proto::Host {
     let text = |path: &str| {
         std::fs::read_to_string(path)
             .unwrap_or_default()

@@ -14,7 +14,7 @@ use memory::serve::{Memory, PageSource, Unreadable, Vault};
 use memory::uffd::{self, feature, mode};
 use remote::{Blob, Program, live, sys};
 
-use crate::maps::has;
+use crate::areas::has;
 use crate::plan::Plan;
 use crate::{RestoreError, procfs};
 

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod areas;
 mod capture;
 mod cpu;
 mod files;

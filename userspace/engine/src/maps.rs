@@ -5,113 +5,13 @@ use std::ops::Range;
 use images::proto::mapping::Kind;
 use images::proto::{AddressSpace, Mapping, MmLayout, PageRun};
 use remote::{Arg, Expect, Program};
+use tracker::Tracker;
 
+use crate::areas::{self, Area, has};
 use crate::files::Table;
 use crate::freeze::failed;
 use crate::procfs::{self, Stat};
 use crate::{CheckpointError, Refusal};
-
-/// One entry of /proc/PID/smaps.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Area {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    pub(crate) permissions: String,
-    pub(crate) offset: u64,
-    pub(crate) device: (u32, u32),
-    pub(crate) inode: u64,
-    pub(crate) path: String,
-    pub(crate) flags: String,
-    pub(crate) page_size: u64,
-}
-
-/// Parses /proc/PID/smaps (fs/proc/task_mmu.c, show_smap).
-pub(crate) fn parse(smaps: &str) -> Vec<Area> {
-    let mut areas: Vec<Area> = Vec::new();
-    for line in smaps.lines() {
-        let first = line.as_bytes().first().copied().unwrap_or(b' ');
-        if first.is_ascii_digit() || first.is_ascii_lowercase() {
-            areas.extend(parse_header(line));
-        } else if let Some(area) = areas.last_mut() {
-            if let Some(flags) = line.strip_prefix("VmFlags:") {
-                flags.trim().clone_into(&mut area.flags);
-            } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
-                area.page_size = size
-                    .split_whitespace()
-                    .next()
-                    .and_then(|n| n.parse().ok())
-                    .unwrap_or(4)
-                    * 1024;
-            }
-        }
-    }
-    areas
-}
-
-fn parse_header(line: &str) -> Option<Area> {
-    let mut rest = line;
-    let mut word = || {
-        let trimmed = rest.trim_start_matches(' ');
-        let (word, tail) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
-        rest = tail;
-        word
-    };
-    let (start, end) = word().split_once('-')?;
-    let permissions = word().to_owned();
-    let offset = u64::from_str_radix(word(), 16).ok()?;
-    let (major, minor) = word().split_once(':')?;
-    let inode = word().parse().ok()?;
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-    Some(Area {
-        start: hex(start)?,
-        end: hex(end)?,
-        permissions,
-        offset,
-        device: (hex(major)? as u32, hex(minor)? as u32),
-        inode,
-        // seq_path escapes newlines only.
-        path: rest.trim_start_matches(' ').replace("\\012", "\n"),
-        ..Default::default()
-    })
-}
-
-impl Area {
-    pub(crate) fn has(&self, flag: &str) -> bool {
-        has(&self.flags, flag)
-    }
-
-    fn shared(&self) -> bool {
-        self.permissions.ends_with('s')
-    }
-
-    fn prot(&self) -> u32 {
-        let bytes = self.permissions.as_bytes();
-        let bit = |nth: usize, letter: u8, prot: i32| {
-            if bytes.get(nth) == Some(&letter) {
-                prot as u32
-            } else {
-                0
-            }
-        };
-        bit(0, b'r', libc::PROT_READ)
-            | bit(1, b'w', libc::PROT_WRITE)
-            | bit(2, b'x', libc::PROT_EXEC)
-    }
-
-    fn refusal(&self, pid: u32, why: &str, advice: &str) -> Refusal {
-        Refusal {
-            pid,
-            what: format!("mapping {:x}-{:x} ({})", self.start, self.end, self.path),
-            why: why.to_owned(),
-            advice: advice.to_owned(),
-        }
-    }
-}
-
-/// Whether a flag is among VmFlags.
-pub(crate) fn has(flags: &str, flag: &str) -> bool {
-    flags.split(' ').any(|f| f == flag)
-}
 
 /// A captured address space and where its pages are to be read from.
 pub(crate) struct Captured {
@@ -122,13 +22,12 @@ pub(crate) struct Captured {
 /// Reads the map of a stopped process; `ours` is left out. `space` will name its pages.
 pub(crate) fn capture(
     pid: u32,
+    tracker: Option<&Tracker>,
     space: u64,
     ours: &Range<u64>,
     table: &mut Table,
     refusals: &mut Vec<Refusal>,
 ) -> Result<Captured, CheckpointError> {
-    let path = format!("/proc/{pid}/smaps");
-    let smaps = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
     let pagemap = memory::Pagemap::open(pid)?;
     let mut captured = Captured {
         space: AddressSpace {
@@ -137,7 +36,7 @@ pub(crate) fn capture(
         },
         areas: Vec::new(),
     };
-    let areas = parse(&String::from_utf8_lossy(&smaps));
+    let areas = areas::of(pid, tracker)?;
     for area in areas.into_iter().flat_map(|area| without(area, ours)) {
         if area.path == "[vsyscall]" {
             continue;
@@ -504,12 +403,6 @@ fn find_build_id(file: &std::fs::File) -> Option<Vec<u8>> {
     None
 }
 
-/// The mappings of our own process, for where the kernel has put its vdso.
-pub(crate) fn own() -> Vec<Area> {
-    let text = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    text.lines().filter_map(parse_header).collect()
-}
-
 pub(crate) fn exe_path(pid: u32) -> Result<String, CheckpointError> {
     let path = format!("/proc/{pid}/exe");
     procfs::link(&path).map_err(failed(format!("reading {path}")))
@@ -530,19 +423,5 @@ mod tests {
         assert_eq!(without(area(3, 9), &(3..5)), [area(5, 9)]);
         assert!(without(area(3, 5), &(3..5)).is_empty());
         assert_eq!(without(area(5, 9), &(3..5)), [area(5, 9)]);
-    }
-
-    #[test]
-    fn smaps() {
-        let text = "00400000-00401000 r-xp 00001000 fe:01 77                         /a dir/prog (x)\nSize: 4 kB\nKernelPageSize:        4 kB\nVmFlags: rd ex mr mw me \n7ffc0000-7ffd0000 rw-p 00000000 00:00 0                          [stack]\nVmFlags: rd wr gd ac \n";
-        let areas = parse(text);
-        assert_eq!(areas.len(), 2);
-        assert_eq!(
-            (areas[0].path.as_str(), areas[0].device, areas[0].inode),
-            ("/a dir/prog (x)", (0xfe, 1), 77)
-        );
-        assert!(areas[0].has("ex") && !areas[0].has("wr"));
-        assert_eq!(areas[0].prot(), 5);
-        assert!(areas[1].has("gd") && areas[1].path == "[stack]");
     }
 }

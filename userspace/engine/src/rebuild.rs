@@ -16,7 +16,9 @@ use remote::{Arg, Expect, Outcome, Program, RunError, Running, Stop, Stopped, Wa
 use crate::files::{outer, regular};
 use crate::pages::{self, Area, Place, Target};
 use crate::plan::{Plan, Step};
-use crate::{LazyJob, Rebuilt, RestoreError, RestoreOptions, Serve, lazy, maps, tree, vdso, waits};
+use crate::{
+    LazyJob, Rebuilt, RestoreError, RestoreOptions, Serve, areas, lazy, tree, vdso, waits,
+};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
@@ -163,7 +165,7 @@ impl Builder<'_> {
         slot.length = block.leader - 4096;
         let path = format!("/proc/{outer}/maps");
         let text = std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))?;
-        let areas = maps::parse(&text);
+        let areas = areas::parse(&text);
         let first = areas
             .iter()
             .find(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));

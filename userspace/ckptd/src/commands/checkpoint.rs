@@ -1,5 +1,6 @@
 //! `ckptd checkpoint`: asks the job's supervisor, or does it itself where there is none.
 
+use crate::bpf::Bpf;
 use crate::cli::{Checkpoint, StoreDir};
 use crate::failure::{Exit, Failure};
 use crate::output::{print, print_json};
@@ -30,6 +31,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 dir,
                 compress: args.compress,
                 kill: args.kill,
+                no_bpf: args.bpf.no_bpf,
             };
             of_job(&state, order, &meter)?
         }
@@ -38,6 +40,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 dir: StoreDir { dir: args.dir }.path(),
                 compress: args.compress,
                 kill: args.kill,
+                no_bpf: args.bpf.no_bpf,
             };
             of_process(pid, args.name, &order, &meter)?
         }
@@ -96,7 +99,7 @@ fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure>
         Some(reaper) => Target::supervised(root.pid, reaper.pid, stdio_of),
         None => Target::tree(root.pid),
     };
-    take(&state.name, &order, target, meter)
+    take(&state.name, &order, target, &Bpf::default(), meter)
 }
 
 fn of_process(
@@ -115,5 +118,5 @@ fn of_process(
         .help("run ckptd from another terminal, or name a process further down (`pstree -p`)"));
     }
     let name = name.unwrap_or_else(|| format!("{}-{pid}", default_name(&comm)));
-    take(&name, order, Target::tree(pid), meter)
+    take(&name, order, Target::tree(pid), &Bpf::default(), meter)
 }

@@ -154,7 +154,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         }
     }
     let serving = serving.take();
-    post.supervise(signals, rebuilt.root, rebuilt.init, serving)
+    post.supervise(signals, rebuilt.root, rebuilt.init, serving, args.bpf)
         .mirror()
 }
 

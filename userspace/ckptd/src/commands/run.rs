@@ -20,5 +20,5 @@ pub(crate) fn execute(args: &Run) -> Result<ExitCode, Failure> {
     let signals = Signals::block()?;
     let post = Post::prepare(claim)?;
     let root = supervisor::spawn(&args.command, signals.original())?;
-    post.supervise(signals, root, None, None).mirror()
+    post.supervise(signals, root, None, None, args.bpf).mirror()
 }

@@ -3,6 +3,7 @@
 use super::{Fact, State, number, read};
 use crate::registry::Registry;
 use std::path::Path;
+use tracker::Tracker;
 
 /// Whether the running kernel's release is at least `major.minor`.
 pub(crate) fn kernel_at_least(major: u32, minor: u32) -> bool {
@@ -73,7 +74,7 @@ fn seccomp() -> Fact {
 
 /// What is good to have.
 pub(crate) fn surroundings() -> Vec<Fact> {
-    vec![run_directory(), pids(), freezer(), btf()]
+    vec![run_directory(), pids(), freezer(), bpf()]
 }
 
 fn run_directory() -> Fact {
@@ -132,20 +133,18 @@ fn freezer() -> Fact {
     )
 }
 
-fn btf() -> Fact {
-    let there = Path::new("/sys/kernel/btf/vmlinux").exists();
-    let (state, found) = if there {
-        (State::Good, "there")
-    } else {
-        (State::Limited, "this kernel has none")
+fn bpf() -> Fact {
+    let (state, found) = match Tracker::load() {
+        Ok(_) => (State::Good, "programs load".to_owned()),
+        Err(error) => (State::Limited, error.to_string()),
     };
     Fact::new(
-        "kernel types (BTF)",
+        "eBPF",
         state,
         found,
-        "this version does without them; eBPF programs will need them",
+        "reads the state of stopped jobs in bulk; without it, from /proc, jobs with many mappings stand still for longer",
     )
-    .advice("use a kernel with CONFIG_DEBUG_INFO_BTF")
+    .advice("use Linux 6.1 or newer with CONFIG_DEBUG_INFO_BTF, and run ckptd as root or with CAP_BPF and CAP_PERFMON")
 }
 
 #[cfg(test)]

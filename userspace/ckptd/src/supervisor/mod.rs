@@ -1,7 +1,7 @@
 //! The supervisor of one job: what `ckptd run` is, and `ckptd restore` becomes.
 //!
 //! It is the parent of the job's root and adopts the job's orphans, passes signals on, stops and ends as the root
-//! does, and takes checkpoints when a client asks for them. It has one thread, and nothing of it is inside the job:
+//! does, and takes checkpoints when a client asks for them. One thread does all of it (a second one loads eBPF programs and ends), and nothing of it is inside the job:
 //! when it is killed, the job runs on.
 
 mod control;
@@ -15,6 +15,7 @@ pub(crate) use ended::Ended;
 pub(crate) use signals::Signals;
 pub(crate) use spawn::{spawn, spawn_self};
 
+use crate::bpf::{Bpf, BpfArgs};
 use crate::failure::Failure;
 use crate::lazy::Serving;
 use crate::process::{self, ProcessId};
@@ -28,6 +29,7 @@ use rustix::process::WaitOptions;
 use signals::Surroundings;
 use status::{Fifo, News};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 /// What must be ready before the job starts.
 pub(crate) struct Post {
@@ -63,6 +65,7 @@ impl Post {
         root: u32,
         init: Option<u32>,
         serving: Option<Serving>,
+        bpf: BpfArgs,
     ) -> Ended {
         // The job runs already: without an entry it can be checkpointed by --pid only, but that is no reason to end it.
         if let Err(failure) = self.claim.set_running(root, init) {
@@ -78,6 +81,8 @@ impl Post {
             serving,
             last: None,
             kept: None,
+            no_bpf: bpf.no_bpf,
+            bpf: Bpf::in_background(bpf.no_bpf),
         };
         let ended = supervisor.work();
         supervisor.say_goodbye();
@@ -97,6 +102,9 @@ struct Supervisor {
     last: Option<Ended>,
     /// The checkpoint after which the job was killed.
     kept: Option<Report>,
+    /// The user wants none.
+    no_bpf: bool,
+    bpf: Arc<Bpf>,
 }
 
 impl Supervisor {
@@ -111,13 +119,14 @@ impl Supervisor {
                     signals::send(self.root, received.signal);
                 }
             }
-            for (Request::Checkpoint(order), answer) in self.post.control.requests() {
+            for (Request::Checkpoint(mut order), answer) in self.post.control.requests() {
                 // A checkpoint is taken of a job that has all of its memory.
                 self.serving.iter().for_each(Serving::wait);
                 let state = self.post.claim.state();
                 let reaper = self.init.unwrap_or_else(std::process::id);
                 let target = Target::supervised(self.root, reaper, std::process::id());
-                match take::take(&state.name, &order, target, &answer) {
+                order.no_bpf |= self.no_bpf;
+                match take::take(&state.name, &order, target, &self.bpf, &answer) {
                     Ok(report) => {
                         if order.kill {
                             self.kept = Some(report.clone());

@@ -1,0 +1,92 @@
+//! What eBPF programs say of a job: loading them, and reading what they write.
+//!
+//! Iterators write, for a process, one record for each of its mappings, without the text of /proc and without walking
+//! its page tables. Nothing stays attached: programs and links are descriptors of this process and end with it.
+//!
+//! Everything here has a slower way without BPF; callers take that when [`Tracker::load`] fails.
+
+mod btf;
+mod error;
+mod flags;
+mod iterator;
+mod mappings;
+mod object;
+mod samples;
+mod sys;
+
+use std::sync::{Mutex, PoisonError};
+
+pub use error::Error;
+pub use mappings::{Mapping, Place};
+
+use flags::Flags;
+use iterator::TaskIterator;
+
+/// The programs, loaded into the kernel. Reading takes `&self`, from any thread.
+#[derive(Debug)]
+pub struct Tracker {
+    mappings: TaskIterator,
+    flags: Mutex<Flags>,
+}
+
+impl Tracker {
+    /// Loads the programs. Takes some ten milliseconds.
+    ///
+    /// # Errors
+    /// [`Error`]: the kernel or our rights do not allow it.
+    pub fn load() -> Result<Self, Error> {
+        let kernel = object::Kernel::read()?;
+        let mut mappings = kernel.fit(object::MAPPINGS)?;
+        let tracker = Self {
+            mappings: mappings.iterator("mappings", "task_vma")?,
+            flags: Mutex::default(),
+        };
+        tracker.learn_from_ourselves()?;
+        Ok(tracker)
+    }
+
+    /// The mappings of a process, by address. It should not run meanwhile, or the picture is blurred.
+    ///
+    /// # Errors
+    /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no mappings.
+    pub fn mappings(&self, pid: u32) -> Result<Vec<Mapping>, Error> {
+        mappings::parse(&self.mappings.read(pid)?)
+    }
+
+    /// What smaps would show as the `VmFlags` of a mapping: two letters each, with spaces between. `None`: the kernel has
+    /// not yet been seen to show what these flags are; read smaps then, and tell with [`Self::learn`].
+    pub fn flag_names(&self, flags: u64) -> Option<String> {
+        self.flags
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .names(flags)
+    }
+
+    /// Flags of mappings and what smaps says of the same ones.
+    pub fn learn<'a>(&self, samples: impl IntoIterator<Item = (u64, &'a str)>) {
+        self.flags
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .learn(samples);
+    }
+
+    /// Numbers of flags differ between kernels; mappings of our own that have them tell what they are called.
+    fn learn_from_ourselves(&self) -> Result<(), Error> {
+        let _samples = samples::Samples::make();
+        let pid = std::process::id();
+        let before = self.mappings(pid)?;
+        let path = "/proc/self/smaps";
+        let smaps = std::fs::read(path).map_err(Error::system(format!("reading {path}")))?;
+        let after = self.mappings(pid)?;
+        let smaps = String::from_utf8_lossy(&smaps);
+        let stable = |range: (u64, u64)| {
+            let same = |m: &&Mapping| (m.start, m.end) == range;
+            let flags = before.iter().find(same)?.flags;
+            (after.iter().find(same)?.flags == flags).then_some(flags)
+        };
+        self.learn(
+            samples::flags(&smaps).filter_map(|(range, names)| Some((stable(range)?, names))),
+        );
+        Ok(())
+    }
+}

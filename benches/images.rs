@@ -50,7 +50,7 @@ fn encode(c: &mut Criterion) {
         for how in [Compression::None, Compression::Fast] {
             group.bench_function(format!("{name}/{}", how.name()), |b| {
                 b.iter_batched(
-                    || job.begin(how).unwrap(),
+                    || job.begin(how, None).unwrap(),
                     |writer| {
                         for chunk in 0..FRAMES {
                             let first = chunk * FRAME_PAGES as u64;
@@ -134,7 +134,12 @@ fn manifest(c: &mut Criterion) {
     group.sample_size(20);
     group.bench_function("write", |b| {
         b.iter_batched(
-            || (job.begin(Compression::None).unwrap(), snapshot.clone()),
+            || {
+                (
+                    job.begin(Compression::None, None).unwrap(),
+                    snapshot.clone(),
+                )
+            },
             |(writer, snapshot)| {
                 writer
                     .commit(snapshot, proto::Statistics::default())

@@ -1,45 +1,28 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::Flaw;
-use crate::segment::{self, Layout, Section, Segment};
-use crate::{Error, Job, PAGE_SIZE, PageSet, Result, files, manifest, pageset, proto};
+use crate::segment::{self, Layout, Segment};
+use crate::space::{Frame, Frames, Space, assemble};
+use crate::{Error, Job, PAGE_SIZE, PageSet, Result, files, manifest, proto};
 
-/// A checkpoint that is open for reading. Its files stay readable while `prune` removes them.
-#[derive(Debug)]
+/// A checkpoint that is open for reading. Its files stay readable while `prune` removes them; a clone costs nothing.
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
-    path: PathBuf,
-    manifest: proto::Manifest,
+    path: Arc<Path>,
+    manifest: Arc<proto::Manifest>,
     manifest_bytes: u64,
-    pub(crate) segments: Vec<Segment>,
-    pub(crate) spaces: Vec<Space>,
+    pub(crate) segments: Arc<[Segment]>,
+    pub(crate) spaces: Arc<[Space]>,
 }
 
-/// Where the pages of a space lie.
-#[derive(Debug)]
-pub(crate) struct Space {
-    pub(crate) space: u64,
-    zero: PageSet,
-    pub(crate) layers: Vec<Layer>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Layer {
-    pub(crate) segment: usize,
-    /// Index into the segment's sections.
-    section: usize,
-    /// `None`: every page that the segment holds of the space.
-    live: Option<PageSet>,
-}
-
-/// Pages that lie together on disk.
+/// Where a page is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
-    /// The pages of this checkpoint in it, ascending.
-    pub pages: Vec<u64>,
-    pub(crate) segment: usize,
-    pub(crate) index: usize,
-    /// Which of the frame's pages these are: bit `i` is its `i`th. The others were written anew since.
-    live: u64,
+pub enum Where {
+    /// It holds zeros only.
+    Zero,
+    /// In this frame, with others.
+    Frame(Frame),
 }
 
 impl Checkpoint {
@@ -49,16 +32,35 @@ impl Checkpoint {
             let path = job.segments().join(segment::file_name(&reference.id));
             Segment::open(&path, job.name(), reference)
         });
-        let segments = segments.collect::<Result<Vec<_>>>()?;
+        let segments = segments.collect::<Result<Arc<[_]>>>()?;
         let layouts: Vec<&Layout> = segments.iter().map(|segment| &segment.layout).collect();
         let spaces = assemble(&manifest, &layouts).map_err(|flaw| Error::damaged(&path, flaw))?;
         Ok(Self {
-            path,
-            manifest,
+            path: path.into(),
+            manifest: Arc::new(manifest),
             manifest_bytes,
             segments,
-            spaces,
+            spaces: spaces.into(),
         })
+    }
+
+    /// This checkpoint, for a writer that holds the job's lock: with segments that are still there.
+    pub(crate) fn for_writing(&self, job: &Job) -> Result<Self> {
+        let gone = || Error::NoBase {
+            job: job.name().into(),
+            sequence: self.sequence(),
+        };
+        let ours = job.manifest(self.sequence()) == *self.path;
+        let there = |segment: &Segment| segment.path.exists();
+        if ours && self.segments.iter().all(there) {
+            return Ok(self.clone());
+        }
+        // Segments may have been rewritten since it was opened; that changes nothing else.
+        match Self::open(job, self.sequence()) {
+            Ok(again) if again.manifest.created_at == self.manifest.created_at => Ok(again),
+            Err(error) if error.is_damage() => Err(error),
+            _ => Err(gone()),
+        }
     }
 
     /// The manifest of a checkpoint, if it is that of this checkpoint of this job.
@@ -77,6 +79,12 @@ impl Checkpoint {
             return Err(Error::damaged(&path, Flaw::at(0, what)));
         }
         Ok((path, manifest, bytes.len() as u64))
+    }
+
+    /// Its manifest, for messages about what it says.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Its number within the job.
@@ -112,6 +120,14 @@ impl Checkpoint {
                 .sum::<u64>()
     }
 
+    /// The pages of a space, with content or of zeros; none for an unknown space.
+    #[must_use]
+    pub fn pages(&self, space: u64) -> PageSet {
+        self.space(space)
+            .map(|has| has.content() | &has.zero)
+            .unwrap_or_default()
+    }
+
     /// The pages of a space that hold only zeros; none for an unknown space.
     #[must_use]
     pub fn zero_pages(&self, space: u64) -> PageSet {
@@ -120,7 +136,13 @@ impl Checkpoint {
             .unwrap_or_default()
     }
 
-    /// Where the pages of a space lie that hold more than zeros, by segment, ascending within each; nothing for an
+    /// How many pages hold more than zeros, in all spaces together.
+    #[must_use]
+    pub fn content(&self) -> u64 {
+        self.spaces.iter().map(|has| has.content().len()).sum()
+    }
+
+    /// Where the pages of a space lie that hold more than zeros, by section, ascending within each; nothing for an
     /// unknown space. Each page is in one frame.
     ///
     /// # Errors
@@ -132,11 +154,23 @@ impl Checkpoint {
 
     /// As [`frames`](Self::frames), one at a time: a space of 1 TiB has four million.
     pub fn iter(&self, space: u64) -> Frames<'_> {
-        Frames {
-            checkpoint: self,
-            layers: self.space(space).map_or(&[], |has| &has.layers),
-            current: None,
+        Frames::new(&self.segments, self.space(space))
+    }
+
+    /// Where a page is; `None` when the checkpoint does not have it. Takes a microsecond or so; any number of threads
+    /// may ask.
+    #[must_use]
+    pub fn locate(&self, space: u64, page: u64) -> Option<Where> {
+        let has = self.space(space)?;
+        if has.zero.contains(page) {
+            return Some(Where::Zero);
         }
+        let at = has.layer(page)?;
+        let layer = &has.layers[at];
+        let layout = &self.segments[layer.segment].layout;
+        let (index, all) = layout.sections[layer.section].frame(&layout.frames, page);
+        let frame = Frame::new(all, has.part(at), layer.segment, index);
+        Some(Where::Frame(frame))
     }
 
     /// The pages of a frame of this checkpoint, one after the other in `out`, in the order of `frame.pages`.
@@ -153,7 +187,7 @@ impl Checkpoint {
         else {
             let what = "a frame was asked for that is not in this checkpoint".into();
             return Err(Error::Damaged {
-                file: self.path.clone(),
+                file: self.path.to_path_buf(),
                 offset: 0,
                 what,
             });
@@ -173,140 +207,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn space(&self, space: u64) -> Option<&Space> {
+    pub(crate) fn space(&self, space: u64) -> Option<&Space> {
         self.spaces
             .binary_search_by_key(&space, |has| has.space)
             .ok()
             .map(|at| &self.spaces[at])
     }
-}
-
-/// The frames of a space, as [`Checkpoint::iter`] gives them.
-#[derive(Debug)]
-pub struct Frames<'a> {
-    checkpoint: &'a Checkpoint,
-    layers: &'a [Layer],
-    current: Option<Current<'a>>,
-}
-
-/// A layer whose frames are being gone through.
-struct Current<'a> {
-    layer: &'a Layer,
-    next: usize,
-    end: usize,
-    held: Box<dyn Iterator<Item = u64> + Send + 'a>,
-}
-
-impl std::fmt::Debug for Current<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Current")
-            .field("layer", &self.layer)
-            .field("next", &self.next)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Iterator for Frames<'_> {
-    type Item = Frame;
-
-    fn next(&mut self) -> Option<Frame> {
-        loop {
-            let Some(current) = self
-                .current
-                .as_mut()
-                .filter(|current| current.next < current.end)
-            else {
-                let (layer, rest) = self.layers.split_first()?;
-                self.layers = rest;
-                let section = layer.section(&self.checkpoint.segments[layer.segment].layout);
-                let held = Box::new(section.held.iter());
-                self.current = Some(Current {
-                    layer,
-                    next: section.first,
-                    end: section.first + section.count,
-                    held,
-                });
-                continue;
-            };
-            let (segment, index) = (current.layer.segment, current.next);
-            current.next += 1;
-            let count = self.checkpoint.segments[segment].layout.frames.pages[index];
-            let (mut pages, mut live) = (Vec::with_capacity(count as usize), 0);
-            for (bit, page) in current.held.by_ref().take(count as usize).enumerate() {
-                if current
-                    .layer
-                    .live
-                    .as_ref()
-                    .is_none_or(|live| live.contains(page))
-                {
-                    pages.push(page);
-                    live |= 1 << bit;
-                }
-            }
-            if !pages.is_empty() {
-                return Some(Frame {
-                    pages,
-                    segment,
-                    index,
-                    live,
-                });
-            }
-        }
-    }
-}
-
-impl Layer {
-    fn section<'a>(&self, layout: &'a Layout) -> &'a Section {
-        &layout.sections[self.section]
-    }
-}
-
-/// Brings together what the manifest and the footers of its segments say, and checks that they agree.
-pub(crate) fn assemble(
-    manifest: &proto::Manifest,
-    layouts: &[&Layout],
-) -> Result<Vec<Space>, Flaw> {
-    let mut spaces = Vec::with_capacity(manifest.spaces.len());
-    for pages in &manifest.spaces {
-        let space = pages.space;
-        let flaw = |what: &str| Flaw::at(0, format!("space {space}: {what}"));
-        let zero = pageset::decode(&pages.zero).map_err(|what| flaw(&what))?;
-        let mut seen = zero.clone();
-        let mut layers = Vec::with_capacity(pages.layers.len());
-        for layer in &pages.layers {
-            let segment = layer.segment as usize;
-            let layout = layouts
-                .get(segment)
-                .ok_or_else(|| flaw("a layer names a segment that is not listed"))?;
-            let section = layout
-                .section(space)
-                .ok_or_else(|| flaw("a segment has no pages of it"))?;
-            let held = &layout.sections[section].held;
-            let live = layer
-                .live
-                .as_deref()
-                .map(pageset::decode)
-                .transpose()
-                .map_err(|what| flaw(&what))?;
-            let gives = live.as_ref().unwrap_or(held);
-            if !gives.is_subset(held) {
-                return Err(flaw("a segment lacks pages that it is said to hold"));
-            }
-            if !gives.is_disjoint(&seen) {
-                return Err(flaw("a page is in two places"));
-            }
-            seen |= gives;
-            layers.push(Layer {
-                segment,
-                section,
-                live,
-            });
-        }
-        spaces.push(Space {
-            space,
-            zero,
-            layers,
-        });
-    }
-    Ok(spaces)
 }

@@ -75,6 +75,16 @@ pub enum Error {
         /// The rule that was broken.
         why: String,
     },
+    /// The checkpoint that another was to be based on has been removed.
+    #[error(
+        "checkpoint {sequence} of job {job:?} cannot be built upon, since it has been removed; take a whole one"
+    )]
+    NoBase {
+        /// The job.
+        job: String,
+        /// The base.
+        sequence: u64,
+    },
     /// An earlier write failed, so that the checkpoint cannot be completed.
     #[error(
         "checkpoint {sequence} of job {job:?} is incomplete since a write failed; take it again"

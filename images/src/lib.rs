@@ -11,6 +11,8 @@
 
 mod checkpoint;
 mod codec;
+mod commit;
+mod contents;
 pub mod decode;
 mod error;
 mod files;
@@ -19,6 +21,7 @@ mod pageset;
 mod placement;
 mod prune;
 mod segment;
+mod space;
 mod store;
 mod verify;
 mod writer;
@@ -30,12 +33,14 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/ckptd.rs"));
 }
 
-pub use checkpoint::{Checkpoint, Frame, Frames};
+pub use checkpoint::{Checkpoint, Where};
+pub use commit::Committed;
 pub use error::{Error, Result};
 pub use prune::Pruned;
+pub use space::{Frame, Frames};
 pub use store::{Job, Store};
 pub use verify::Damage;
-pub use writer::{Committed, Writer};
+pub use writer::Writer;
 
 /// Bytes in a page, on every machine that the format knows.
 pub const PAGE_SIZE: usize = 4096;

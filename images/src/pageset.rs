@@ -2,6 +2,8 @@
 //!
 //! <https://github.com/RoaringBitmap/RoaringFormatSpec>
 
+use std::ops::RangeInclusive;
+
 use crate::PageSet;
 
 /// An address has at most 57 bits below the kernel's half, a page number 12 less. Objects count from 0.
@@ -37,6 +39,26 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<PageSet, String> {
         }
         _ => Ok(set),
     }
+}
+
+/// Adds ascending pages, run by run. Returns how many of them are new.
+pub(crate) fn insert(set: &mut PageSet, pages: &[u64]) -> u64 {
+    runs(pages).map(|run| set.insert_range(run)).sum()
+}
+
+/// Removes ascending pages, run by run.
+pub(crate) fn remove(set: &mut PageSet, pages: &[u64]) {
+    if !set.is_empty() {
+        for run in runs(pages) {
+            set.remove_range(run);
+        }
+    }
+}
+
+fn runs(pages: &[u64]) -> impl Iterator<Item = RangeInclusive<u64>> {
+    pages
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| run[0]..=run[run.len() - 1])
 }
 
 /// Whether the containers are in order, within the bytes, and fill them.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use prost::Message as _;
 
@@ -61,13 +62,34 @@ pub(crate) struct Layout {
     pub(crate) sections: Vec<Section>,
 }
 
-/// The frames of one space.
+/// Frames of one space.
 #[derive(Debug)]
 pub(crate) struct Section {
     pub(crate) space: u64,
-    pub(crate) held: PageSet,
+    pub(crate) held: Arc<PageSet>,
     pub(crate) first: usize,
     pub(crate) count: usize,
+    /// How many pages lie in the frames before each.
+    ranks: Vec<u64>,
+}
+
+impl Section {
+    /// The frame that has a page which the section holds, and all of its pages.
+    pub(crate) fn frame(
+        &self,
+        frames: &proto::FrameTable,
+        page: u64,
+    ) -> (usize, impl Iterator<Item = u64>) {
+        // The rank of a page counts itself.
+        let rank = self.held.rank(page).saturating_sub(1);
+        let frame = self.ranks.partition_point(|&before| before <= rank) - 1;
+        let index = self.first + frame;
+        let mut pages = self.held.iter();
+        if let Some(first) = self.held.select(self.ranks[frame]) {
+            pages.advance_to(first);
+        }
+        (index, pages.take(frames.pages[index] as usize))
+    }
 }
 
 impl Layout {
@@ -98,20 +120,19 @@ impl Layout {
         for section in &footer.sections {
             let space = section.space;
             let (first, has) = (section.first_frame as usize, section.frames as usize);
-            if sections.last().is_some_and(|last| last.space >= space)
-                || first != next
-                || has > count - next
-            {
+            if first != next || has > count - next {
                 return Err(flaw(format!(
                     "the section of space {space} does not follow the one before it"
                 )));
             }
             next += has;
             let held = pageset::decode(&section.held).map_err(flaw)?;
-            let pages: u64 = frames.pages[first..next]
-                .iter()
-                .map(|&pages| u64::from(pages))
-                .sum();
+            let mut pages = 0;
+            let ranks = frames.pages[first..next].iter().map(|&count| {
+                pages += u64::from(count);
+                pages - u64::from(count)
+            });
+            let ranks = ranks.collect();
             if pages != held.len() {
                 return Err(flaw(format!(
                     "the frames of space {space} have {pages} pages, its set {}",
@@ -120,21 +141,16 @@ impl Layout {
             }
             sections.push(Section {
                 space,
-                held,
+                held: Arc::new(held),
                 first,
                 count: has,
+                ranks,
             });
         }
         if next != count {
             return Err(flaw("frames belong to no space".into()));
         }
         Ok(Self { frames, sections })
-    }
-
-    pub(crate) fn section(&self, space: u64) -> Option<usize> {
-        self.sections
-            .binary_search_by_key(&space, |section| section.space)
-            .ok()
     }
 
     /// The stretches between the frames, and before the first: each shorter than a page, so that none hides data.
@@ -147,6 +163,8 @@ impl Layout {
             .zip(self.frames.length.iter().copied())
             .collect();
         order.sort_unstable();
+        // Frames with the same bytes may share them.
+        order.dedup();
         let mut gaps = Vec::new();
         let mut at = HEADER as u64;
         for (offset, length) in order.into_iter().chain([(end, 0)]) {

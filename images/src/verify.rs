@@ -158,7 +158,7 @@ impl Job {
         if bad.is_empty() {
             return Ok(());
         }
-        for space in &checkpoint.spaces {
+        for space in checkpoint.spaces.iter() {
             for frame in checkpoint.iter(space.space) {
                 let Some((fault, reported)) = bad.get_mut(&(frame.segment, frame.index)) else {
                     continue;

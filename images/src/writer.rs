@@ -1,77 +1,111 @@
 use std::fs::File;
-use std::io::Write as _;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::Flock;
-use prost::Message as _;
 
 use crate::codec::{self, Scratch};
-use crate::placement::Placement;
-use crate::proto::{self, Codec};
+use crate::contents::Contents;
+use crate::placement::{Placement, Stored};
+use crate::proto::Codec;
 use crate::store::TEMPORARY;
 use crate::{
-    Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, Result, files, manifest, pageset, segment,
+    Checkpoint, Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, PageSet, Result, files, pageset,
+    segment,
 };
 
 /// A checkpoint that is being written. Any number of threads may [`put`](Self::put) pages.
 ///
-/// Nothing of it counts until [`commit`](Self::commit); dropping it removes what it wrote.
+/// Every page of it was either put or [kept](Self::keep) as another checkpoint has it. Nothing of it counts until
+/// [`commit`](Self::commit); dropping it removes what it wrote.
 #[derive(Debug)]
 pub struct Writer {
-    job: Job,
-    sequence: u64,
-    parent: u64,
-    compression: Compression,
-    id: segment::Id,
-    file: File,
-    temporary: PathBuf,
+    pub(crate) job: Job,
+    pub(crate) sequence: u64,
+    pub(crate) parent: u64,
+    pub(crate) base: Option<Checkpoint>,
+    pub(crate) compression: Compression,
+    pub(crate) lanes: Vec<Lane>,
+    /// It has become so large that all lanes are used.
+    large: AtomicBool,
+    round: u32,
     /// The most bytes that a file may have (RLIMIT_FSIZE).
-    limit: u64,
-    state: Mutex<Placement>,
+    pub(crate) limit: u64,
+    state: Mutex<State>,
     /// What to remove when this is dropped, newest last.
-    garbage: Vec<PathBuf>,
+    pub(crate) garbage: Vec<PathBuf>,
     _lock: Flock<File>,
 }
 
-/// A checkpoint that is safely on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Committed {
-    /// Its number within the job.
-    pub sequence: u64,
-    /// Bytes written for it, manifest and segment.
-    pub bytes: u64,
-    /// Pages with content in it; those of zeros take no room.
-    pub pages: u64,
+/// A segment that is being written. The kernel lets only one thread at a time write to a file, so that large
+/// checkpoints are written to several.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) id: segment::Id,
+    pub(crate) file: File,
+    pub(crate) temporary: PathBuf,
 }
+
+/// What has been put so far.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// One for each lane.
+    pub(crate) placements: Vec<Placement>,
+    pub(crate) contents: Contents,
+    /// Something was given a place and then not written.
+    pub(crate) failed: bool,
+}
+
+/// More lanes gain little.
+const LANES: usize = 4;
+
+/// Bytes up to which one segment is enough.
+const ONE_LANE: u64 = 32 << 20;
 
 impl Job {
     /// Begins the job's next checkpoint, and keeps other writers and [`prune`](Self::prune) away until it is done.
     ///
+    /// With a `base`, an earlier checkpoint of this job, pages that were not written since can be
+    /// [kept](Writer::keep) as they are there.
+    ///
     /// # Errors
     ///
-    /// [`Error::Busy`] when another process is at it, [`Error::Io`].
-    pub fn begin(&self, compression: Compression) -> Result<Writer> {
+    /// [`Error::Busy`] when another process is at it, [`Error::NoBase`] when the base has been removed, [`Error::Io`].
+    pub fn begin(&self, compression: Compression, base: Option<&Checkpoint>) -> Result<Writer> {
         let lock = self.lock()?;
+        let base = base.map(|base| base.for_writing(self)).transpose()?;
         let parent = self.sequences()?.last().copied().unwrap_or(0);
-        let id = files::random_id()?;
-        let temporary = self.segments().join(segment::file_name(&id) + TEMPORARY);
-        let file = files::create(&temporary)?;
-        Ok(Writer {
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let mut writer = Writer {
             job: self.clone(),
             sequence: parent + 1,
             parent,
+            base,
             compression,
-            id,
-            file,
-            garbage: vec![temporary.clone()],
-            temporary,
+            lanes: Vec::new(),
+            large: AtomicBool::new(false),
+            round: 0,
             limit: files::size_limit(),
-            state: Mutex::new(Placement::default()),
+            state: Mutex::default(),
+            garbage: Vec::new(),
             _lock: lock,
-        })
+        };
+        for _ in 0..cpus.min(LANES) {
+            let id = files::random_id()?;
+            let temporary = self.segments().join(segment::file_name(&id) + TEMPORARY);
+            let file = files::create(&temporary)?;
+            writer.garbage.push(temporary.clone());
+            writer.lanes.push(Lane {
+                id,
+                file,
+                temporary,
+            });
+            writer.state().placements.push(Placement::default());
+        }
+        Ok(writer)
     }
 }
 
@@ -82,17 +116,25 @@ impl Writer {
         self.sequence
     }
 
+    /// The checkpoint that this one is based on.
+    #[must_use]
+    pub fn base(&self) -> Option<&Checkpoint> {
+        self.base.as_ref()
+    }
+
     /// Bytes of pages written so far, as stored.
     #[must_use]
     pub fn written(&self) -> u64 {
-        self.state().end - segment::HEADER as u64
+        let state = self.state();
+        let ends = state.placements.iter().map(|placement| placement.end);
+        ends.map(|end| end - segment::HEADER as u64).sum()
     }
 
     /// Stores some pages of a space: at most [`FRAME_PAGES`] page numbers, ascending, and the pages themselves one
     /// after the other in `data`.
     ///
     /// Chunks of a space may come in any order from any thread, as long as all pages of chunk `k` lie below those of
-    /// `k + 1`. Pages of zeros are noted and take no room.
+    /// `k + 1`; each [round](Self::next_round) counts its own. Pages of zeros are noted and take no room.
     ///
     /// # Errors
     ///
@@ -104,6 +146,51 @@ impl Writer {
             self.state().failed = true;
         }
         done
+    }
+
+    /// Begins another round: pages put from now on replace those put before.
+    pub fn next_round(&mut self) {
+        self.round += 1;
+        self.state().contents.next_round();
+    }
+
+    /// Takes pages of a space over from the base, with content or of zeros, as they are there. Those that are put,
+    /// before or after, are as they were put last.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pages`] where the base does not have all of them, or there is none. The checkpoint cannot be committed
+    /// then.
+    pub fn keep(&self, space: u64, pages: PageSet) -> Result<()> {
+        let has = self.base.as_ref().map(|base| base.pages(space));
+        let mut state = self.state();
+        if pages.is_subset(&has.unwrap_or_default()) {
+            state.contents.keep(space, pages);
+            return Ok(());
+        }
+        state.failed = true;
+        Err(Error::Pages {
+            space,
+            why: "pages were to be kept that the base does not have".into(),
+        })
+    }
+
+    /// Removes pages of a space, whether put or kept, that are no more; they may be put again in a later round.
+    pub fn forget(&self, space: u64, pages: &PageSet) {
+        self.state().contents.forget(space, pages);
+    }
+
+    /// Where this thread writes.
+    fn lane(&self) -> usize {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.large.load(Ordering::Relaxed) {
+            THREAD.with(|thread| thread % self.lanes.len())
+        } else {
+            0
+        }
     }
 
     fn store(
@@ -130,12 +217,16 @@ impl Writer {
             &kept
         };
         let codec = scratch.compress(self.compression, content);
-        let stored = if codec == Codec::Raw {
+        let bytes = if codec == Codec::Raw {
             content
         } else {
             &scratch.stored
         };
-        let crc = crc32c::crc32c(stored);
+        let stored = Stored {
+            codec,
+            length: bytes.len() as u32,
+            crc: crc32c::crc32c(bytes),
+        };
         let numbers = |indices: &[usize]| {
             indices
                 .iter()
@@ -143,119 +234,42 @@ impl Writer {
                 .collect::<Vec<_>>()
         };
         let (zero, held) = (numbers(&zero), numbers(&held));
-        let offset =
-            self.state()
-                .add(space, chunk, &zero, &held, codec, stored.len() as u32, crc)?;
-        files::check_size(offset + stored.len() as u64, self.limit)
-            .and_then(|()| self.file.write_all_at(stored, offset))
-            .map_err(Error::io("write", &self.temporary))?;
+        self.place(space, chunk, &zero, &held, stored, bytes)?;
         scratch.pages = kept;
         Ok(())
     }
 
-    /// Makes the checkpoint count: once this returns it is on disk, whole, and the job's newest.
-    ///
-    /// Sets the pages, bytes and compression of `statistics`; the rest is the caller's.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Incomplete`] after a failed [`put`](Self::put), [`Error::Pages`] when chunks overlap,
-    /// [`Error::TooLarge`], [`Error::Io`]. The store is then as it was before.
-    pub fn commit(
-        mut self,
-        snapshot: proto::Snapshot,
-        mut statistics: proto::Statistics,
-    ) -> Result<Committed> {
-        let mut state = std::mem::take(&mut *self.state());
-        if state.failed {
-            return Err(Error::Incomplete {
-                job: self.job.name().into(),
-                sequence: self.sequence,
-            });
+    /// Notes pages, and writes the bytes of the frame that holds those which are not zero.
+    fn place(
+        &self,
+        space: u64,
+        chunk: u64,
+        zero: &[u64],
+        held: &[u64],
+        stored: Stored,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let lane = self.lane();
+        let mut state = self.state();
+        state.contents.put(space, zero, held)?;
+        if held.is_empty() {
+            return Ok(());
         }
-        let (footer, spaces) = state.layout()?;
-        let pages = state.pages;
-        let mut segments = Vec::new();
-        if pages > 0 {
-            segments.push(self.finish_segment(&footer.encode_to_vec(), state.end)?);
+        let placement = &mut state.placements[lane];
+        let offset = placement.place(stored);
+        placement.add((space, self.round), chunk, held, offset, stored);
+        drop(state);
+        let lane = &self.lanes[lane];
+        files::check_size(offset + u64::from(stored.length), self.limit)
+            .and_then(|()| lane.file.write_all_at(bytes, offset))
+            .map_err(Error::io("write", &lane.temporary))?;
+        if offset >= ONE_LANE {
+            self.large.store(true, Ordering::Relaxed);
         }
-        let segment_bytes = segments.iter().map(|segment| segment.length).sum();
-
-        statistics.pages = pages;
-        statistics.bytes = segment_bytes;
-        statistics.compression = self.compression.name().into();
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let bytes = manifest::encode(
-            &proto::Features::default(),
-            &proto::Manifest {
-                job: self.job.name().into(),
-                sequence: self.sequence,
-                version: env!("CARGO_PKG_VERSION").into(),
-                parent: self.parent,
-                created_at: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-                snapshot: Some(snapshot),
-                spaces,
-                segments,
-                statistics: Some(statistics),
-            },
-        )?;
-        let path = self.job.manifest(self.sequence);
-        let temporary = path.with_extension("ckpt.tmp");
-        // Of an earlier writer that was killed; the job is ours now.
-        let _ = std::fs::remove_file(&temporary);
-        let mut file = files::create(&temporary)?;
-        self.garbage.push(temporary.clone());
-        files::check_size(bytes.len() as u64, self.limit)
-            .and_then(|()| file.write_all(&bytes))
-            .map_err(Error::io("write", &temporary))?;
-        file.sync_all().map_err(Error::io("sync", &temporary))?;
-        files::rename(&temporary, &path)?;
-        self.garbage.push(path);
-        files::sync_dir(self.job.path())?;
-
-        // From here on nothing of it is garbage but the temporary segment of a checkpoint without pages.
-        self.garbage
-            .retain(|path| pages == 0 && *path == self.temporary);
-        Ok(Committed {
-            sequence: self.sequence,
-            bytes: segment_bytes + bytes.len() as u64,
-            pages,
-        })
+        Ok(())
     }
 
-    /// Completes the segment and gives it its name.
-    fn finish_segment(&mut self, footer: &[u8], end: u64) -> Result<proto::SegmentReference> {
-        if footer.len() > segment::FOOTER_LIMIT {
-            return Err(Error::TooLarge {
-                bytes: footer.len(),
-                limit: segment::FOOTER_LIMIT,
-            });
-        }
-        let header = segment::header(&self.id, self.job.name());
-        let hash = segment::hash(&header, footer);
-        let tail = [footer, &segment::trailer(footer, &hash)].concat();
-        let file = &self.file;
-        let length = end + tail.len() as u64;
-        files::check_size(length, self.limit)
-            .and_then(|()| file.write_all_at(&tail, end))
-            .and_then(|()| file.write_all_at(&header, 0))
-            .map_err(Error::io("write", &self.temporary))?;
-        file.sync_all()
-            .map_err(Error::io("sync", &self.temporary))?;
-        let path = self.job.segments().join(segment::file_name(&self.id));
-        files::rename(&self.temporary, &path)?;
-        self.garbage.push(path);
-        files::sync_dir(&self.job.segments())?;
-        Ok(proto::SegmentReference {
-            id: self.id.into(),
-            length,
-            hash: hash.as_bytes().to_vec(),
-        })
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, Placement> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // A thread that panicked has left numbers behind that are still true.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -224,8 +224,14 @@ fn records_that_lead_elsewhere_are_refused() {
         ("space", |manifest| manifest.spaces[1].space = 9),
         ("space order", |manifest| manifest.spaces.swap(0, 1)),
         ("zero", |manifest| manifest.spaces[0].zero = vec![0xff; 40]),
-        ("live", |manifest| {
-            manifest.spaces[0].layers[0].live = Some(manifest.spaces[1].zero.clone());
+        ("section", |manifest| {
+            manifest.spaces[0].layers[0].section = 7
+        }),
+        ("section of another space", |manifest| {
+            manifest.spaces[0].layers[0].section = manifest.spaces[1].layers[0].section;
+        }),
+        ("zero and absent", |manifest| {
+            manifest.spaces[0].absent = manifest.spaces[0].zero.clone();
         }),
         ("job", |manifest| manifest.job = "../job".into()),
         ("snapshot", |manifest| manifest.snapshot = None),

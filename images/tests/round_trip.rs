@@ -36,7 +36,7 @@ proptest! {
     #[test]
     fn memory_comes_back(how in compression(), memory in memory(), order in any::<u64>(), size in 1..=FRAME_PAGES) {
         let (_dir, job) = common::job();
-        let writer = job.begin(how).unwrap();
+        let writer = job.begin(how, None).unwrap();
         let mut chunks = Vec::new();
         for (&space, pages) in &memory {
             let numbers: Vec<u64> = pages.keys().copied().collect();
@@ -86,7 +86,7 @@ fn a_checkpoint_may_lie_in_several_segments() {
     let (_dir, job) = common::job();
     let first = common::sample();
     common::write(&job, Compression::Fast, &first).unwrap();
-    // Written since: a page with content, one that became zero, one that was zero, one in the middle of a frame.
+    // Written since: a page in the middle of a frame, one that was zero; and one that became zero.
     let mut second = Memory::new();
     second.insert(
         1,
@@ -108,16 +108,12 @@ fn a_checkpoint_may_lie_in_several_segments() {
             .unwrap();
         bytes
     };
-    manifest.spaces[0].layers = vec![
-        proto::Layer {
-            segment: 0,
-            live: Some(bytes(&[0x10, 0x7_ffff_fff0])),
-        },
-        proto::Layer {
-            segment: 1,
-            live: None,
-        },
-    ];
+    // The newest first; of the older one 0x10 and 0x7fffffff0 are left.
+    let layer = |segment| proto::Layer {
+        segment,
+        section: 0,
+    };
+    manifest.spaces[0].layers = vec![layer(1), layer(0)];
     manifest.spaces[0].zero = bytes(&[0x400]);
     common::write_manifest(
         &common::manifest_path(&job, 3),
@@ -148,17 +144,22 @@ fn a_checkpoint_may_lie_in_several_segments() {
         expected
     );
 
-    // A page in two places has two contents.
-    manifest.spaces[0].layers[0].live = Some(bytes(&[0x10, 0x11]));
-    manifest.sequence = 4;
-    common::write_manifest(
-        &common::manifest_path(&job, 4),
-        &proto::Features::default(),
-        &manifest,
-    );
-    let error = job.checkpoint(Some(4)).unwrap_err();
+    // What is gone is gone, and cannot be zero at the same time.
+    let mut write = |absent: &[u64]| {
+        manifest.spaces[0].absent = bytes(absent);
+        manifest.sequence += 1;
+        common::write_manifest(
+            &common::manifest_path(&job, manifest.sequence),
+            &proto::Features::default(),
+            &manifest,
+        );
+        job.checkpoint(None)
+    };
+    expected.get_mut(&1).unwrap().remove(&0x11);
+    assert_eq!(common::read(&write(&[0x11]).unwrap()).unwrap(), expected);
+    let error = write(&[0x400]).unwrap_err();
     assert!(
-        error.is_damage() && error.to_string().contains("two places"),
+        error.is_damage() && error.to_string().contains("is there and is not"),
         "{error}"
     );
 }
@@ -175,7 +176,7 @@ fn broken_rules_are_refused_and_keep_the_checkpoint_from_counting() {
         (&[1, 1 << 52], &data),
         (&long, &vec![1; long.len() * PAGE_SIZE]),
     ] {
-        let writer = job.begin(Compression::None).unwrap();
+        let writer = job.begin(Compression::None, None).unwrap();
         assert!(writer.put(1, 0, pages, data).is_err(), "{pages:?}");
         assert!(
             writer
@@ -184,7 +185,7 @@ fn broken_rules_are_refused_and_keep_the_checkpoint_from_counting() {
         );
     }
     let put = |chunks: &[(u64, [u64; 2])]| {
-        let writer = job.begin(Compression::None)?;
+        let writer = job.begin(Compression::None, None)?;
         for (chunk, pages) in chunks {
             writer.put(1, *chunk, pages, &data)?;
         }
@@ -202,4 +203,38 @@ fn broken_rules_are_refused_and_keep_the_checkpoint_from_counting() {
     assert_eq!(job.sequences().unwrap(), []);
     assert_eq!(common::segments(&job), Vec::<std::path::PathBuf>::new());
     assert_eq!(put(&[(1, [3, 4]), (0, [1, 2])]).unwrap().sequence, 1);
+}
+
+#[test]
+fn a_large_checkpoint_comes_back_from_several_segments() {
+    let (_dir, job) = common::job();
+    let writer = job.begin(Compression::None, None).unwrap();
+    let chunk = |index: u64| {
+        let numbers: Vec<u64> = (index * 64..index * 64 + 64).collect();
+        let data: Vec<u8> = numbers.iter().flat_map(|n| common::page(2, *n)).collect();
+        (numbers, data)
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let writer = &writer;
+            scope.spawn(move || {
+                for index in (thread..200).step_by(4) {
+                    let (numbers, data) = chunk(index);
+                    writer.put(1, index, &numbers, &data).unwrap();
+                }
+            });
+        }
+    });
+    writer
+        .commit(common::snapshot(), proto::Statistics::default())
+        .unwrap();
+    let checkpoint = job.checkpoint(None).unwrap();
+    let mut out = Vec::new();
+    let mut frames: Vec<_> = checkpoint.iter(1).collect();
+    frames.sort_by_key(|frame| frame.pages[0]);
+    assert_eq!(frames.len(), 200);
+    for (index, frame) in (0..).zip(&frames) {
+        checkpoint.read(frame, &mut out).unwrap();
+        assert_eq!((&frame.pages, &out), (&chunk(index).0, &chunk(index).1));
+    }
 }

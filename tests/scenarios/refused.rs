@@ -53,7 +53,6 @@ refusals! {
     refused_io_uring: ["io_uring"];
     refused_userfaultfd: ["userfaultfd"];
     refused_child: ["socket"];
-    refused_deleted: ["deleted"];
     refused_dead_leader: ["leader"];
 }
 

@@ -112,6 +112,18 @@ subjects! {
     eventfd = own("eventfd");
     epoll = own("epoll");
     pty = own("pty");
+    timerfd = own("timerfd");
+    signalfd = own("signalfd");
+    pidfd = own("pidfd");
+    inotify = own("inotify");
+    o_path = own("o_path");
+    memfd = own("memfd");
+    proc_self = own("proc_self");
+    deleted_files = own("deleted_files");
+    deleted_executable = own("deleted_executable");
+    deleted_directories = own("deleted_directories");
+    shm_files = own("shm_files");
+    locks = own("locks");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use images::{
-    Checkpoint, Committed, Compression, FRAME_PAGES, Job, PAGE_SIZE, Result, Store, proto,
+    Checkpoint, Committed, Compression, FRAME_PAGES, Job, PAGE_SIZE, Result, Store, Writer, proto,
 };
 use prost::Message as _;
 
@@ -53,7 +53,7 @@ pub(crate) fn snapshot() -> proto::Snapshot {
         id: 3,
         size: 1 << 24,
         space: 2,
-        huge_page_size: 0,
+        ..Default::default()
     };
     proto::Snapshot {
         root: 7,
@@ -74,11 +74,17 @@ pub(crate) fn job() -> (tempfile::TempDir, Job) {
 }
 
 pub(crate) fn write(job: &Job, how: Compression, memory: &Memory) -> Result<Committed> {
-    let writer = job.begin(how)?;
+    let writer = job.begin(how, None)?;
+    put(&writer, memory, FRAME_PAGES)?;
+    writer.commit(snapshot(), proto::Statistics::default())
+}
+
+/// Puts all of it, in chunks of `size` pages.
+pub(crate) fn put(writer: &Writer, memory: &Memory, size: usize) -> Result<()> {
     for (&space, pages) in memory {
         let numbers: Vec<u64> = pages.keys().copied().collect();
         // Backwards, since the order must not matter.
-        for (chunk, numbers) in numbers.chunks(FRAME_PAGES).enumerate().rev() {
+        for (chunk, numbers) in numbers.chunks(size).enumerate().rev() {
             let data: Vec<u8> = numbers
                 .iter()
                 .flat_map(|number| &pages[number])
@@ -87,7 +93,7 @@ pub(crate) fn write(job: &Job, how: Compression, memory: &Memory) -> Result<Comm
             writer.put(space, chunk as u64, numbers, &data)?;
         }
     }
-    writer.commit(snapshot(), proto::Statistics::default())
+    Ok(())
 }
 
 /// All that a checkpoint holds.

@@ -9,7 +9,7 @@ use remote::live::{FRAME_ALTSTACK, Lent, State};
 use remote::{Blob, Outcome, Program, stub, sys};
 use tracker::Tracker;
 
-use crate::files::{Table, outer::Outer, pty};
+use crate::files::{Table, directory, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::{self, Source};
 use crate::procfs::{Stat, Status};
@@ -43,8 +43,8 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
             .sum(),
     );
     clock.phase("pages");
-    let writer = options.job.begin(options.compression)?;
-    let pages = pages::dump(&writer, &sources, options.progress)?;
+    let writer = options.job.begin(options.compression, None)?;
+    pages::dump(&writer, &sources, options.progress)?;
     drop(sources);
     let mut stopped = frozen.since.elapsed();
     if !options.kill {
@@ -59,11 +59,10 @@ pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, C
             .iter()
             .map(|(name, time)| phase(name, *time))
             .collect(),
-        pages,
-        bytes: writer.written(),
         stopped_ns: stopped.as_nanos() as u64,
         total_ns: begin.elapsed().as_nanos() as u64,
-        compression: options.compression.name().to_owned(),
+        // The rest is the writer's.
+        ..Default::default()
     };
     let committed = writer.commit(snapshot, statistics)?;
     if options.kill {
@@ -251,6 +250,7 @@ fn capture(
         options.stdio_of,
         order.contains(&options.stdio_of),
     ));
+    table.members.clone_from(&ids.inner);
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
         let Some(process) = frozen.processes.get_mut(pid) else {
@@ -580,12 +580,13 @@ fn one(
         .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
     record.root = procfs::link(&format!("/proc/{pid}/root"))
         .map_err(failed(format!("reading /proc/{pid}/root")))?;
-    if !std::path::Path::new(&record.cwd).is_dir() {
+    record.cwd_deleted = directory::is_deleted(&format!("/proc/{pid}/cwd"));
+    if !record.cwd_deleted && !std::path::Path::new(&record.cwd).is_dir() {
         refusals.push(Refusal {
             pid,
             what: format!("its working directory ({})", record.cwd),
-            why: "it has been deleted".to_owned(),
-            advice: "checkpoint when the program works in a directory that exists".to_owned(),
+            why: "its path leads nowhere (another mount or namespace?)".to_owned(),
+            advice: "checkpoint when the program works in a directory with a path".to_owned(),
         });
     }
     record.umask = status.octal("Umask");
@@ -609,6 +610,7 @@ fn own_place(pid: u32, tid: u32, status: &Status) -> Result<Option<proto::Place>
         cwd: read("cwd")?,
         root: read("root")?,
         umask: status.octal("Umask"),
+        cwd_deleted: directory::is_deleted(&format!("/proc/{pid}/task/{tid}/cwd")),
     }))
 }
 

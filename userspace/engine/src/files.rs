@@ -17,12 +17,21 @@ use crate::procfs;
 use crate::{CheckpointError, Refusal};
 
 pub(crate) mod device;
+pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
+pub(crate) mod inotify;
+pub(crate) mod lock;
+pub(crate) mod object;
 pub(crate) mod outer;
+pub(crate) mod path;
+pub(crate) mod pidfd;
 pub(crate) mod pipe;
+pub(crate) mod proc;
 pub(crate) mod pty;
 pub(crate) mod regular;
+pub(crate) mod signalfd;
+pub(crate) mod timerfd;
 
 /// fcntl(2), include/uapi/asm-generic/fcntl.h.
 const F_SETSIG: i32 = 10;
@@ -73,11 +82,15 @@ pub(crate) struct Table {
     /// First holders of each open file with a device and inode in common, for kcmp.
     holders: HashMap<(u64, u64), Vec<Holder>>,
     mapped: HashMap<(String, bool), u32>,
-    objects_by_inode: HashMap<(u32, u32, u64), u32>,
+    objects_by_inode: HashMap<(u64, u64), u32>,
     /// Files that are looked at again when all descriptors are known.
     pub(crate) pending: Vec<(u32, Held)>,
     pub(crate) outer: outer::Outer,
     pub(crate) next_space: u64,
+    /// Processes of the job: their pids as we see them, and inside the job.
+    pub(crate) members: HashMap<u32, u32>,
+    /// Files of mappings, by device and inode.
+    mapped_inodes: Vec<(u32, (u64, u64))>,
 }
 
 impl Table {
@@ -93,8 +106,8 @@ impl Table {
         self.files.push(OpenFile {
             id,
             flags,
-            owner: None,
             kind: Some(kind),
+            ..Default::default()
         });
         id
     }
@@ -112,24 +125,57 @@ impl Table {
         area: &Area,
         writable: bool,
     ) -> Result<Result<u32, Why>, CheckpointError> {
-        let key = (area.path.clone(), writable);
-        if let Some(&id) = self.mapped.get(&key) {
-            return Ok(Ok(id));
-        }
         let flags = if writable {
             libc::O_RDWR
         } else {
             libc::O_RDONLY
         } as u32;
+        if area.path.ends_with(" (deleted)") || (writable && object::is_memory(pid, area)) {
+            return self.mapped_object(pid, area, flags);
+        }
+        let key = (area.path.clone(), writable);
+        if let Some(&id) = self.mapped.get(&key) {
+            return Ok(Ok(id));
+        }
         let device = libc::makedev(area.device.0, area.device.1);
         match regular::mapped(pid, &area.path, device, area.inode) {
             Ok(regular) => {
                 let id = self.add(Kind::Regular(regular), flags);
                 self.mapped.insert(key, id);
+                self.mapped_inodes.push((id, (device, area.inode)));
                 Ok(Ok(id))
             }
             Err(why) => Ok(Err(why)),
         }
+    }
+
+    /// A mapped file without a name.
+    fn mapped_object(
+        &mut self,
+        pid: u32,
+        area: &Area,
+        flags: u32,
+    ) -> Result<Result<u32, Why>, CheckpointError> {
+        let path = match area.start {
+            0 => format!("/proc/{pid}/exe"),
+            start => format!("/proc/{pid}/map_files/{start:x}-{:x}", area.end),
+        };
+        let file = File::open(&path).map_err(failed(format!("opening {path}")))?;
+        let object = match object::find(self, &file, &area.path) {
+            Ok(object) => object,
+            Err(why) => return Ok(Err(why)),
+        };
+        let key = (format!("object {object}"), flags != 0);
+        if let Some(&id) = self.mapped.get(&key) {
+            return Ok(Ok(id));
+        }
+        let offset = 0;
+        let id = self.add(
+            Kind::Object(images::proto::Object { object, offset }),
+            flags,
+        );
+        self.mapped.insert(key, id);
+        Ok(Ok(id))
     }
 
     /// The executed file.
@@ -152,28 +198,17 @@ impl Table {
 
     /// The object behind a shared anonymous mapping.
     pub(crate) fn shared_memory(&mut self, pid: u32, area: &Area) -> Result<u32, CheckpointError> {
-        let key = (area.device.0, area.device.1, area.inode);
-        if let Some(&id) = self.objects_by_inode.get(&key) {
-            return Ok(id);
-        }
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
         let file = File::open(&path).map_err(failed(format!("opening shared memory {path}")))?;
-        let size = file
-            .metadata()
-            .map_err(failed(format!("looking at {path}")))?
-            .len();
-        let id = self.shared.len() as u32 + 1;
-        let space = self.space();
-        let huge_page_size = if area.has("ht") { area.page_size } else { 0 };
-        self.shared.push(SharedMemory {
-            id,
-            size,
-            space,
-            huge_page_size,
-        });
-        self.objects.push((space, file.into(), size));
-        self.objects_by_inode.insert(key, id);
-        Ok(id)
+        object::find(self, &file, &area.path).map_err(|(why, advice)| {
+            let what = format!("mapping {:x}-{:x} ({})", area.start, area.end, area.path);
+            CheckpointError::Refused(vec![Refusal {
+                pid,
+                what,
+                why,
+                advice,
+            }])
+        })
     }
 
     /// Takes all descriptors of a process.
@@ -194,14 +229,13 @@ impl Table {
                 why,
                 advice,
             };
-            if held.info.lines().any(|line| line.starts_with("lock:")) {
-                let why = "it holds a file lock, which is not supported yet".to_owned();
-                refusals.push(refuse(
-                    (why, "checkpoint when no lock is held".to_owned()),
-                    &held,
-                ));
-                continue;
-            }
+            let (locks, locks_of_file) = match lock::parse(&held.info) {
+                Ok(locks) => locks,
+                Err(why) => {
+                    refusals.push(refuse(why, &held));
+                    continue;
+                }
+            };
             let key = (held.meta.dev(), held.meta.ino());
             let known = self.holders.get(&key).and_then(|others| {
                 others.iter().find(|&&(other, other_fd, _)| {
@@ -216,6 +250,7 @@ impl Table {
                     Ok(kind) => {
                         let id = self.add(kind, held.flags & !(libc::O_CLOEXEC as u32));
                         self.files[id as usize - 1].owner = owner(&held);
+                        self.files[id as usize - 1].locks = locks_of_file;
                         self.holders.entry(key).or_default().push((pid, fd, id));
                         self.pending.push((id, held));
                         id
@@ -230,6 +265,7 @@ impl Table {
                 fd,
                 file,
                 close_on_exec,
+                locks,
             });
         }
         Ok(descriptors)
@@ -239,13 +275,21 @@ impl Table {
         if let Some(kind) = self.outer.terminal(held) {
             return Ok(kind);
         }
+        if path::is(held.flags) {
+            return path::capture(held);
+        }
         match held.meta.mode() & libc::S_IFMT {
+            libc::S_IFREG if held.meta.nlink() == 0 => object::capture(self, held),
             libc::S_IFREG => regular::capture(held),
             libc::S_IFDIR => regular::directory(held),
             libc::S_IFCHR => pty::capture(held).unwrap_or_else(|| device::capture(held)),
             libc::S_IFIFO => Ok(pipe::capture(held)),
             _ if held.link == "anon_inode:[eventfd]" => Ok(eventfd::capture(held)),
             _ if held.link == "anon_inode:[eventpoll]" => Ok(epoll::capture()),
+            _ if held.link == "anon_inode:[timerfd]" => timerfd::capture(held),
+            _ if held.link == "anon_inode:[signalfd]" => Ok(signalfd::capture(held)),
+            _ if held.link == "anon_inode:[pidfd]" => Ok(pidfd::capture(held)),
+            _ if held.link == "anon_inode:inotify" => inotify::capture(held),
             _ => self.outer.object(held).ok_or_else(|| {
                 let what = held.link.split(':').next().unwrap_or_default();
                 let advice =
@@ -277,6 +321,10 @@ impl Table {
         pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
         pty::finish(&mut self.files, &pending, run, &mut refuse)?;
         epoll::finish(&mut self.files, &pending, processes, &mut refuse);
+        proc::finish(&mut self.files, &pending, &self.members, &mut refuse);
+        object::finish_capture(self, &pending);
+        let members: Vec<u32> = self.members.keys().copied().collect();
+        pidfd::finish(&self.files, &pending, &members, &mut refuse);
         Ok(())
     }
 }
@@ -404,6 +452,12 @@ impl Shell {
         self.close(from);
     }
 
+    /// Moves a descriptor to a number that is in use.
+    pub(crate) fn rename_over(&mut self, from: u32, to: u32) {
+        self.duplicate(from, to, true);
+        self.close(from);
+    }
+
     pub(crate) fn duplicate(&mut self, from: u32, to: u32, close_on_exec: bool) {
         let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
         let args = [from.into(), to.into(), flags.into()];
@@ -478,6 +532,23 @@ impl Making<'_> {
         self.base + id
     }
 
+    /// Where an object's maker keeps it.
+    pub(crate) fn object_place(&self, id: u32) -> u32 {
+        self.base + self.files.len() as u32 + id
+    }
+
+    pub(crate) fn object_maker(&self, id: u32) -> u32 {
+        object::maker(self.processes, self.files, id).map_or(0, |maker| maker.pid)
+    }
+
+    /// What a process has made, by the first number it has it under.
+    pub(crate) fn made_in_place(&self, process: &Process) -> Vec<(u32, &OpenFile)> {
+        let number = |file: &OpenFile| process.descriptors.iter().find(|d| d.file == file.id);
+        let made = self.made_by(process.pid).into_iter();
+        made.filter_map(|file| Some((number(file)?.fd, file)))
+            .collect()
+    }
+
     /// The files that a process makes, by id.
     fn made_by(&self, pid: u32) -> Vec<&OpenFile> {
         let mut ids: Vec<u32> = self
@@ -518,6 +589,16 @@ impl Making<'_> {
                 Some(Kind::Device(device)) => device::open(shell, device, file.flags),
                 Some(Kind::Eventfd(eventfd)) => eventfd::open(shell, eventfd, file.flags),
                 Some(Kind::Epoll(_)) => epoll::open(shell),
+                Some(Kind::Timerfd(timer)) => timerfd::open(shell, timer, file.flags),
+                Some(Kind::Signalfd(signalfd)) => signalfd::open(shell, signalfd, file.flags),
+                Some(Kind::Inotify(_)) => inotify::open(shell, file.flags),
+                Some(Kind::Path(named)) => path::open(shell, named, file.flags),
+                Some(Kind::Object(object)) => object::open(shell, self, object, file),
+                Some(Kind::Pidfd(_)) if pidfd::is_dead(file) => {
+                    shell.numbers.take(place);
+                    continue;
+                }
+                Some(Kind::Pidfd(process)) => pidfd::open(shell, process, file.flags),
                 Some(Kind::Pipe(end)) => match pipe::open(shell, self, end, file) {
                     Some(fd) => fd,
                     None => continue,

@@ -4,7 +4,6 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -94,11 +93,7 @@ pub(crate) fn fill(
     targets: &[Target],
     progress: &dyn Progress,
 ) -> Result<u64, RestoreError> {
-    let total = checkpoint
-        .manifest()
-        .statistics
-        .as_ref()
-        .map_or(0, |statistics| statistics.pages * PAGE_SIZE);
+    let total = checkpoint.content() * PAGE_SIZE;
     let meter = Meter::new(progress, total);
     let frames = targets.iter().flat_map(|target| {
         checkpoint
@@ -240,9 +235,8 @@ impl Target {
                 "space {} has a page at {at:#x}, where its records have no mapping",
                 self.space()
             );
-            let file = PathBuf::from(format!("checkpoint {}", checkpoint.sequence()));
             images::Error::Damaged {
-                file,
+                file: checkpoint.path().into(),
                 offset: 0,
                 what,
             }

@@ -6,11 +6,13 @@ use std::fmt;
 use images::proto::mapping::Kind;
 use images::proto::open_file::Kind as FileKind;
 use images::proto::process::State;
-use images::proto::{Mapping, Process, Regular, Snapshot, Thread};
+use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
 use images::{Checkpoint, PAGE_SIZE};
-use remote::{Expect, Program};
+use remote::Program;
 
-use crate::files::{Making, Numbers, Shell, epoll, pty, regular};
+use crate::files::{
+    Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular, timerfd,
+};
 use crate::host::Host;
 use crate::{
     FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, limits, maps, scheduling,
@@ -35,6 +37,8 @@ pub(crate) enum Step {
     Fill,
     /// A process ends as it had ended, and waits for its parent to notice.
     Zombie { pid: u32, wait_status: i32 },
+    /// A descriptor of a process that has ended and been waited for.
+    Dead { pid: u32, place: u32, flags: u32 },
     /// A file that has grown is cut back.
     CutBack { regular: Regular },
     /// Everything runs.
@@ -163,6 +167,9 @@ impl Step {
             Self::Zombie { pid, wait_status } => lines.push(format!(
                 "process {pid}: end again (wait status {wait_status:#x})"
             )),
+            Self::Dead { pid, .. } => lines.push(format!(
+                "process {pid}: take a descriptor of a helper that ends"
+            )),
             Self::CutBack { regular } => {
                 lines.push(format!(
                     "cut {} back to {} bytes, keeping the rest beside it",
@@ -245,6 +252,8 @@ pub(crate) fn make(
 ) -> Result<Plan, Vec<Refusal>> {
     let mut refusals = check_host(snapshot, host);
     refusals.extend(check_shape(snapshot));
+    let objects = snapshot.shared.iter();
+    refusals.extend(objects.filter_map(|shared| object::check(shared, snapshot.root)));
     let cut = check_files(snapshot, files, &mut refusals);
     if !refusals.is_empty() {
         return Err(refusals);
@@ -278,7 +287,6 @@ pub(crate) fn make(
         base: outer + 3,
         terminals,
     };
-    let object_place = |id: u32| making.base + snapshot.files.len() as u32 + id;
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
     // Descriptor tables, as they are when everybody has been forked: only the outer standard descriptors.
     let mut numbers: BTreeMap<u32, Numbers> = processes
@@ -316,33 +324,33 @@ pub(crate) fn make(
     );
     let mut objects = Vec::new();
     for shared in &snapshot.shared {
-        if let Some(maker) = maker_of_object(snapshot, shared.id) {
-            objects.push((maker, object_place(shared.id), shared.space, shared.size));
+        let maker = making.object_maker(shared.id);
+        if maker != 0 {
+            let place = making.object_place(shared.id);
+            objects.push((maker, place, shared.space, shared.size));
         }
     }
+    let made = |process: &Process| -> Vec<&SharedMemory> {
+        let mine = |shared: &&SharedMemory| making.object_maker(shared.id) == process.pid;
+        snapshot.shared.iter().filter(mine).collect()
+    };
     stage(&mut steps, "make shared memory", &|shell, process| {
-        for shared in snapshot
-            .shared
-            .iter()
-            .filter(|s| maker_of_object(snapshot, s.id) == Some(process.pid))
-        {
-            make_object(shell, shared, block.spare, object_place(shared.id));
+        for shared in made(process) {
+            object::make(shell, shared, block.spare, making.object_place(shared.id));
         }
     });
     stage(&mut steps, "map memory", &|shell, process| {
-        map_memory(
-            shell,
-            process,
-            snapshot,
-            content,
-            host,
-            &block,
-            &object_place,
-        );
+        map_memory(shell, process, snapshot, content, host, &block, &making);
     });
     stage(&mut steps, "open files", &|shell, process| {
         making.make(shell, process.pid);
     });
+    for process in &processes {
+        for (place, flags) in pidfd::dead(&making, process.pid) {
+            let pid = process.pid;
+            steps.push(Step::Dead { pid, place, flags });
+        }
+    }
     stage(&mut steps, "take over terminals", &|shell, process| {
         making.make_terminals(shell, process);
     });
@@ -353,6 +361,18 @@ pub(crate) fn make(
         epoll::register(shell, &making, process);
     });
     steps.push(Step::Fill);
+    stage(&mut steps, "finish shared memory", &|shell, process| {
+        for shared in made(process) {
+            object::finish(shell, shared, making.object_place(shared.id));
+        }
+    });
+    stage(&mut steps, "take executables", &|shell, process| {
+        if let Some(object) = executed_object(process, snapshot) {
+            let flags = libc::O_RDONLY as u32;
+            let fd = object::reopen(shell, &making, object, process.pid, flags);
+            shell.rename(fd, making.place(0), true);
+        }
+    });
     stage(&mut steps, "finish memory", &|shell, process| {
         finish_memory(
             shell,
@@ -360,6 +380,7 @@ pub(crate) fn make(
             snapshot,
             content,
             outer..outer + ours as u32,
+            making.place(0),
         );
     });
     for process in &processes {
@@ -398,8 +419,17 @@ pub(crate) fn make(
     }
     stage(
         &mut steps,
+        "take locks and watch files",
+        &|shell, process| {
+            lock::take(shell, &making, process);
+            inotify::watch(shell, &making, process);
+        },
+    );
+    stage(
+        &mut steps,
         "queue signals and start timers",
         &|shell, process| {
+            timerfd::arm(shell, &making, process);
             let program = &mut shell.program;
             signals::drain(program);
             signals::queue(
@@ -549,15 +579,21 @@ fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
                 .get((id as usize).wrapping_sub(1))
                 .is_some_and(|f| f.id == id && f.kind.is_some())
         };
+        let object = |id: u32| {
+            let shared = snapshot.shared.get((id as usize).wrapping_sub(1));
+            shared.is_some_and(|s| s.id == id && s.size < 1 << 47)
+        };
+        let objects = snapshot.files.iter().all(|file| match &file.kind {
+            Some(FileKind::Object(file)) => object(file.object),
+            _ => true,
+        });
         let mapped = |m: &Mapping| match m.kind() {
             Kind::FilePrivate | Kind::FileShared => file(m.file),
-            Kind::AnonymousShared => snapshot
-                .shared
-                .iter()
-                .any(|s| s.id == m.file && s.size < 1 << 47),
+            Kind::AnonymousShared => object(m.file),
             _ => true,
         };
-        if !memory.mappings.iter().all(mapped)
+        if !objects
+            || !memory.mappings.iter().all(mapped)
             || !process
                 .descriptors
                 .iter()
@@ -743,57 +779,6 @@ fn free_descriptors(processes: &[&Process], count: u32) -> u32 {
     free
 }
 
-fn maker_of_object(snapshot: &Snapshot, id: u32) -> Option<u32> {
-    let maps = |process: &&Process| {
-        let uses = |m: &Mapping| m.kind() == Kind::AnonymousShared && m.file == id;
-        process
-            .memory
-            .as_ref()
-            .is_some_and(|memory| memory.mappings.iter().any(uses))
-    };
-    snapshot
-        .processes
-        .iter()
-        .find(maps)
-        .map(|process| process.pid)
-}
-
-/// Shared anonymous memory has no name to open it by, but for the process that maps it: /proc/self/map_files.
-fn make_object(shell: &mut Shell, shared: &images::proto::SharedMemory, at: u64, place: u32) {
-    let mut flags =
-        libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
-    if shared.huge_page_size != 0 {
-        flags |= libc::MAP_HUGETLB
-            | (shared.huge_page_size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
-    }
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let args = [
-        at.into(),
-        shared.size.into(),
-        prot.into(),
-        flags.into(),
-        u64::MAX.into(),
-        0.into(),
-    ];
-    shell.program.call(
-        libc::SYS_mmap,
-        &args,
-        Expect::Exactly(at),
-        format!("make {} bytes of shared memory", shared.size),
-    );
-    let end = at + shared.size.next_multiple_of(PAGE_SIZE as u64);
-    let fd = shell.open_path(
-        &format!("/proc/self/map_files/{at:x}-{end:x}"),
-        libc::O_RDWR as u32,
-    );
-    shell.program.must(
-        libc::SYS_munmap,
-        &[at.into(), (end - at).into()],
-        "unmap it",
-    );
-    shell.rename(fd, place, true);
-}
-
 const PR_SET_THP_DISABLE: u64 = 41;
 
 fn map_memory(
@@ -803,7 +788,7 @@ fn map_memory(
     content: &BTreeMap<u64, Content>,
     host: &Host,
     block: &Block,
-    object_place: &dyn Fn(u32) -> u32,
+    making: &Making<'_>,
 ) {
     let Some(memory) = &process.memory else {
         return;
@@ -841,19 +826,22 @@ fn map_memory(
             Kind::FilePrivate | Kind::FileShared => {
                 Some(*open.entry((true, mapping.file)).or_insert_with(|| {
                     let file = &snapshot.files[mapping.file as usize - 1];
-                    let path = match &file.kind {
-                        Some(FileKind::Regular(regular)) => regular.path.as_str(),
-                        _ => "",
-                    };
-                    shell.open_path(path, file.flags & libc::O_ACCMODE as u32)
+                    let flags = file.flags & libc::O_ACCMODE as u32;
+                    match &file.kind {
+                        Some(FileKind::Object(object)) => {
+                            object::reopen(shell, making, object.object, process.pid, flags)
+                        }
+                        Some(FileKind::Regular(regular)) => shell.open_path(&regular.path, flags),
+                        _ => shell.open_path("", flags),
+                    }
                 }))
             }
             Kind::AnonymousShared => {
-                let maker = maker_of_object(snapshot, mapping.file).unwrap_or(0);
+                let maker = making.object_maker(mapping.file);
+                let place = making.object_place(mapping.file);
                 if maker == process.pid {
-                    Some(object_place(mapping.file))
+                    Some(place)
                 } else {
-                    let place = object_place(mapping.file);
                     Some(
                         *open
                             .entry((false, mapping.file))
@@ -880,6 +868,7 @@ fn finish_memory(
     snapshot: &Snapshot,
     content: &BTreeMap<u64, Content>,
     ours: std::ops::Range<u32>,
+    executed: u32,
 ) {
     let Some(memory) = &process.memory else {
         return;
@@ -892,6 +881,9 @@ fn finish_memory(
         if !matches!(mapping.kind(), Kind::Vdso | Kind::Vvar) {
             maps::finish(&mut shell.program, mapping, filled && private);
         }
+    }
+    if let (Some(layout), Some(_)) = (&memory.layout, executed_object(process, snapshot)) {
+        maps::set_layout(&mut shell.program, layout, executed);
     }
     let args = [ours.start.into(), (ours.end - 1).into(), 0.into()];
     shell.program.must(
@@ -908,13 +900,32 @@ fn finish_memory(
             shell.close(fd);
         }
     }
-    work_in(&mut shell.program, &process.cwd, &process.root);
+    work_in(shell, &process.cwd, process.cwd_deleted, &process.root);
+}
+
+/// The object that a process executes.
+fn executed_object(process: &Process, snapshot: &Snapshot) -> Option<u32> {
+    let layout = process.memory.as_ref()?.layout.as_ref()?;
+    let exe = snapshot.files.get((layout.exe as usize).wrapping_sub(1))?;
+    match &exe.kind {
+        Some(FileKind::Object(object)) => Some(object.object),
+        _ => None,
+    }
 }
 
 /// The working directory first: its path is as seen from our root.
-fn work_in(program: &mut Program, cwd: &str, root: &str) {
-    let name = program.string(cwd);
-    program.must(libc::SYS_chdir, &[name.into()], format!("change to {cwd}"));
+fn work_in(shell: &mut Shell, cwd: &str, deleted: bool, root: &str) {
+    let change = |shell: &mut Shell, cwd: &str| {
+        let name = shell.program.string(cwd);
+        let label = format!("change to {cwd}");
+        shell.program.must(libc::SYS_chdir, &[name.into()], label);
+    };
+    if deleted {
+        directory::make(shell, cwd, change);
+    } else {
+        change(shell, cwd);
+    }
+    let program = &mut shell.program;
     if root != "/" {
         let name = program.string(root);
         program.must(
@@ -974,7 +985,10 @@ fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) ->
             &[libc::CLONE_FS.into()],
             "have a working directory of its own",
         );
-        work_in(&mut program, &place.cwd, &place.root);
+        let numbers = Numbers::default();
+        let mut shell = Shell { program, numbers };
+        work_in(&mut shell, &place.cwd, place.cwd_deleted, &place.root);
+        program = shell.program;
         program.try_call(libc::SYS_umask, &[place.umask.into()], "set the umask");
     }
     if thread.robust_list != 0 {

@@ -126,6 +126,7 @@ impl Builder<'_> {
                     options.progress.phase("state");
                 }
                 Step::Zombie { pid, wait_status } => self.zombie(*pid, *wait_status)?,
+                &Step::Dead { pid, place, flags } => self.dead(pid, place, flags)?,
                 Step::CutBack { regular } => {
                     regular::cut_back(regular).map_err(failed(format!(
                         "cutting {} back to its size at the checkpoint",
@@ -510,6 +511,25 @@ impl Builder<'_> {
             Err(error) => Err(broke(&self.who(pid), error)),
             Ok(_) => Err(missing(pid)),
         }
+    }
+
+    /// Puts a descriptor of a process that has ended at `place` in `pid`.
+    fn dead(&mut self, pid: u32, place: u32, flags: u32) -> Result<(), RestoreError> {
+        let helper = tree::HELPERS;
+        self.fork(pid, helper, libc::SIGCHLD as u32)?;
+        let inner = self.tasks.get(&helper).map_or(0, |task| task.slot.tid);
+        let mut program = Program::new();
+        let args = [inner.into(), flags.into()];
+        let fd = program.must(libc::SYS_pidfd_open, &args, "open the helper");
+        let args = [Arg::Result(fd), place.into(), libc::O_CLOEXEC.into()];
+        program.must(libc::SYS_dup3, &args, "keep its descriptor");
+        program.must(libc::SYS_close, &[Arg::Result(fd)], "close the other");
+        self.run(pid, "a descriptor of a process that has ended", &program)?;
+        self.exit(helper, 0)?;
+        let mut program = Program::new();
+        let args = [inner.into(), 0.into(), libc::__WALL.into(), 0.into()];
+        program.must(libc::SYS_wait4, &args, "wait for the helper");
+        self.run(pid, "a descriptor of a process that has ended", &program)
     }
 
     /// Ends a process the way it had ended.

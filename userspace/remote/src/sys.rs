@@ -495,8 +495,48 @@ pub fn tee(from: &OwnedFd, to: &OwnedFd, limit: usize) -> io::Result<usize> {
     check(n as i64).map(|n| n as usize)
 }
 
+/// Period and time left of a timerfd, in nanoseconds (timerfd_gettime(2)).
+pub fn timerfd_time(fd: &OwnedFd) -> io::Result<(u64, u64)> {
+    // SAFETY: itimerspec is plain integers.
+    let mut time: libc::itimerspec = unsafe { zeroed() };
+    // SAFETY: `time` is a live itimerspec for the kernel to fill.
+    check(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &raw mut time) } as i64)?;
+    let nanoseconds = |t: libc::timespec| t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
+    Ok((nanoseconds(time.it_interval), nanoseconds(time.it_value)))
+}
+
+/// /proc/self/fdinfo of a descriptor.
+pub fn fdinfo(fd: &impl AsRawFd) -> io::Result<String> {
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+}
+
+/// Where a descriptor of ours leads.
+pub fn path_of(fd: &impl AsRawFd) -> io::Result<String> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// What a file handle stands for, opened with O_PATH (open_by_handle_at(2)); `mount` is anything open on its file system.
+pub fn open_by_handle(mount: &impl AsRawFd, kind: i32, handle: &[u8]) -> io::Result<OwnedFd> {
+    // struct file_handle: length, type, bytes.
+    let mut record = (handle.len() as u32).to_ne_bytes().to_vec();
+    record.extend(kind.to_ne_bytes());
+    record.extend(handle);
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: the record says its own length; the result is a new descriptor that we own.
+    unsafe {
+        let fd = check(libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            record.as_mut_ptr(),
+            flags,
+        ))?;
+        Ok(OwnedFd::from_raw_fd(fd as i32))
+    }
+}
+
 /// fcntl(2) with a numeric argument.
-pub fn fcntl(fd: &OwnedFd, command: i32, argument: i64) -> io::Result<i64> {
+pub fn fcntl(fd: &impl AsRawFd, command: i32, argument: i64) -> io::Result<i64> {
     // SAFETY: callers pass commands whose argument is a number.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) } as i64)
 }

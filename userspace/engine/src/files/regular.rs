@@ -14,9 +14,8 @@ fn leads_to(path: &str, device: u64, inode: u64) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (device, inode))
 }
 
-fn lost(path: &str) -> Why {
+pub(super) fn lost(path: &str) -> Why {
     let why = match path.strip_suffix(" (deleted)") {
-        Some(_) if path.starts_with("/memfd:") => "memfds are not supported yet".to_owned(),
         Some(_) if path.starts_with("/SYSV") => {
             "System V shared memory is not supported yet".to_owned()
         }
@@ -69,7 +68,10 @@ fn record(path: &str, offset: u64, meta: &std::fs::Metadata, build_id: Vec<u8>) 
 }
 
 pub(crate) fn capture(held: &Held) -> Result<Kind, Why> {
-    if !leads_to(&held.link, held.meta.dev(), held.meta.ino()) {
+    // /proc makes inodes as it pleases.
+    if !super::proc::is_of_process(&held.link)
+        && !leads_to(&held.link, held.meta.dev(), held.meta.ino())
+    {
         return Err(lost(&held.link));
     }
     Ok(Kind::Regular(record(
@@ -81,12 +83,17 @@ pub(crate) fn capture(held: &Held) -> Result<Kind, Why> {
 }
 
 pub(crate) fn directory(held: &Held) -> Result<Kind, Why> {
-    if !leads_to(&held.link, held.meta.dev(), held.meta.ino()) {
+    let deleted = held.meta.nlink() == 0;
+    if !deleted
+        && !super::proc::is_of_process(&held.link)
+        && !leads_to(&held.link, held.meta.dev(), held.meta.ino())
+    {
         return Err(lost(&held.link));
     }
     Ok(Kind::Directory(Directory {
         path: held.link.clone(),
         offset: held.number("pos").unwrap_or(0),
+        deleted,
     }))
 }
 
@@ -106,12 +113,15 @@ pub(crate) fn open(shell: &mut Shell, regular: &Regular, flags: u32) -> u32 {
 }
 
 pub(crate) fn open_directory(shell: &mut Shell, directory: &Directory, flags: u32) -> u32 {
-    at(
-        shell,
-        &directory.path,
-        flags | libc::O_DIRECTORY as u32,
-        directory.offset,
-    )
+    let flags = flags | libc::O_DIRECTORY as u32;
+    if !directory.deleted {
+        return at(shell, &directory.path, flags, directory.offset);
+    }
+    let mut fd = 0;
+    super::directory::make(shell, &directory.path, |shell, path| {
+        fd = at(shell, path, flags, directory.offset);
+    });
+    fd
 }
 
 fn at(shell: &mut Shell, path: &str, flags: u32, offset: u64) -> u32 {

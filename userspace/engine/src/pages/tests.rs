@@ -15,7 +15,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 fn dumped(dir: &std::path::Path, sources: &[Source]) -> (u64, Checkpoint) {
     let job = Store::create(dir).unwrap().create_job("job").unwrap();
-    let writer = job.begin(Compression::Fast).unwrap();
+    let writer = job.begin(Compression::Fast, None).unwrap();
     let pages = dump(&writer, sources, &Silent).unwrap();
     writer
         .commit(proto::Snapshot::default(), proto::Statistics::default())
@@ -220,7 +220,7 @@ fn progress_ends_at_the_whole() {
         .unwrap()
         .create_job("job")
         .unwrap();
-    let writer = job.begin(Compression::None).unwrap();
+    let writer = job.begin(Compression::None, None).unwrap();
     let last = Last(Mutex::new((0, 0)));
     dump(
         &writer,

@@ -16,6 +16,12 @@ pub(crate) fn kind(file: &OpenFile) -> &'static str {
         Some(Kind::Terminal(_)) => "terminal",
         Some(Kind::Pty(_)) => "pty",
         Some(Kind::Outer(_)) => "outer",
+        Some(Kind::Timerfd(_)) => "timerfd",
+        Some(Kind::Signalfd(_)) => "signalfd",
+        Some(Kind::Pidfd(_)) => "pidfd",
+        Some(Kind::Inotify(_)) => "inotify",
+        Some(Kind::Path(_)) => "path",
+        Some(Kind::Object(_)) => "object",
         None => "unknown",
     }
 }
@@ -67,6 +73,19 @@ pub(crate) fn what(file: &OpenFile) -> String {
                 "{}, becomes the standard {stream} of `ckptd restore`",
                 outer.what
             )
+        }
+        Some(Kind::Timerfd(timer)) if timer.remaining == 0 => "not set".to_owned(),
+        Some(Kind::Timerfd(timer)) => format!("{} ms left", timer.remaining / 1_000_000),
+        Some(Kind::Signalfd(signalfd)) => format!("signals {:#x}", signalfd.mask),
+        Some(Kind::Pidfd(pidfd)) if pidfd.pid == 0 => "a process that has ended".to_owned(),
+        Some(Kind::Pidfd(pidfd)) => format!("process {}", pidfd.pid),
+        Some(Kind::Inotify(inotify)) => {
+            let paths = inotify.watches.iter().map(|watch| watch.path.as_str());
+            format!("watches {}", paths.collect::<Vec<_>>().join(", "))
+        }
+        Some(Kind::Path(path)) => path.path.clone(),
+        Some(Kind::Object(object)) => {
+            format!("object {} at byte {}", object.object, object.offset)
         }
         None => "a kind that this version does not know".to_owned(),
     }

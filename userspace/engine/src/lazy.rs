@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use images::proto::mapping::Kind;
 use images::proto::{Mapping, Process};
-use images::{Checkpoint, Frame};
+use images::{Checkpoint, Frame, Where};
 use memory::serve::{Memory, PageSource, Unreadable, Vault};
 use memory::uffd::{self, feature, mode};
 use remote::{Blob, Program, live, sys};
@@ -178,71 +178,45 @@ pub(crate) fn waiting(plan: &Plan, number: u32, process: &Process) -> Option<Mem
 }
 
 /// A checkpoint as the page server sees it.
-pub struct Image {
-    checkpoint: Checkpoint,
-    frames: Vec<Frame>,
-    by_page: std::collections::HashMap<(u64, u64), usize>,
-    spaces: std::collections::BTreeMap<u64, std::ops::Range<usize>>,
-}
+#[derive(Debug)]
+pub struct Image(Checkpoint);
 
 impl Image {
     /// Serves from this checkpoint.
     #[must_use]
     pub fn new(checkpoint: Checkpoint) -> Self {
-        let mut frames = Vec::new();
-        let mut by_page = std::collections::HashMap::new();
-        let mut spaces = std::collections::BTreeMap::new();
-        for process in &checkpoint.snapshot().processes {
-            let Some(memory) = &process.memory else {
-                continue;
-            };
-            let first = frames.len();
-            for frame in checkpoint.iter(memory.space) {
-                for page in &frame.pages {
-                    by_page.insert((memory.space, *page), frames.len());
-                }
-                frames.push(frame);
-            }
-            spaces.insert(memory.space, first..frames.len());
-        }
-        Self {
-            checkpoint,
-            frames,
-            by_page,
-            spaces,
-        }
+        Self(checkpoint)
     }
 }
 
 impl PageSource for Image {
-    type Block = (u64, Frame);
+    type Block = Frame;
 
-    fn locate(&self, space: u64, page: u64) -> Option<Self::Block> {
-        let nth = *self.by_page.get(&(space, page))?;
-        Some((nth as u64, self.frames[nth].clone()))
+    fn locate(&self, space: u64, page: u64) -> Option<Frame> {
+        match self.0.locate(space, page)? {
+            Where::Frame(frame) => Some(frame),
+            Where::Zero => None,
+        }
     }
 
-    fn blocks(&self, space: u64) -> Box<dyn Iterator<Item = Self::Block> + Send + '_> {
-        let range = self.spaces.get(&space).cloned().unwrap_or_default();
-        Box::new(range.map(|nth| (nth as u64, self.frames[nth].clone())))
+    fn blocks(&self, space: u64) -> Box<dyn Iterator<Item = Frame> + Send + '_> {
+        Box::new(self.0.iter(space))
     }
 
     fn pages(&self, space: u64) -> u64 {
-        self.blocks(space)
-            .map(|block| block.1.pages.len() as u64)
-            .sum()
+        (self.0.pages(space) - self.0.zero_pages(space)).len()
     }
 
-    fn key(block: &Self::Block) -> u64 {
-        block.0
+    fn key(frame: &Frame) -> u64 {
+        frame.key()
     }
 
-    fn numbers(block: &Self::Block) -> &[u64] {
-        &block.1.pages
+    fn numbers(frame: &Frame) -> &[u64] {
+        &frame.pages
     }
 
-    fn read(&self, block: &Self::Block, out: &mut Vec<u8>) -> Result<(), Unreadable> {
-        let read = self.checkpoint.read(&block.1, out);
+    fn read(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Unreadable> {
+        let read = self.0.read(frame, out);
         read.map_err(|error| Unreadable {
             what: error.to_string(),
             damaged: error.is_damage(),

@@ -7,7 +7,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use images::{Checkpoint, FRAME_PAGES, Frame, Writer};
+use images::{Checkpoint, FRAME_PAGES, Frame, PageSet, Where, Writer};
 use memory::{Object, PAGE_SIZE, ProcessMemory};
 
 use crate::{CheckpointError, Progress, RestoreError};
@@ -95,10 +95,12 @@ pub(crate) fn fill(
 ) -> Result<u64, RestoreError> {
     let total = checkpoint.content() * PAGE_SIZE;
     let meter = Meter::new(progress, total);
+    for target in targets {
+        target.check_later(checkpoint)?;
+    }
     let frames = targets.iter().flat_map(|target| {
-        checkpoint
-            .iter(target.space())
-            .map(move |frame| (target, frame))
+        let frames = target.frames(checkpoint);
+        frames.map(move |frame| (target, frame))
     });
     // A thread that fails leaves nothing for the others to do.
     let frames = Mutex::new(Some(frames));
@@ -178,6 +180,40 @@ impl Target {
         }
     }
 
+    /// That all pages have a place, as those that come later are not looked at one by one.
+    fn check_later(&self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        if let Self::Process { space, areas, .. } = self {
+            let placed = wanted(checkpoint, *space, areas, |_| true);
+            for page in checkpoint.pages(*space) - placed {
+                self.place(checkpoint, page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The frames that have what is to be written.
+    fn frames<'a>(
+        &self,
+        checkpoint: &'a Checkpoint,
+    ) -> Box<dyn Iterator<Item = Frame> + Send + 'a> {
+        match self {
+            Self::Process { space, areas, .. } if areas.iter().any(|area| area.place.later) => {
+                let space = *space;
+                let now = wanted(checkpoint, space, areas, |place| !place.later);
+                let mut last = None;
+                Box::new(now.into_iter().filter_map(move |page| {
+                    let Some(Where::Frame(frame)) = checkpoint.locate(space, page) else {
+                        return None;
+                    };
+                    // Pages of one frame need not follow each other; one that is written twice does no harm.
+                    let again = last.replace(frame.key()) == Some(frame.key());
+                    (!again).then_some(frame)
+                }))
+            }
+            _ => Box::new(checkpoint.iter(self.space())),
+        }
+    }
+
     /// Writes the pages of one frame; `data` is room to read them into.
     fn fill(
         &self,
@@ -210,7 +246,15 @@ impl Target {
     /// Writes zeros where fresh pages are something else.
     fn fill_zeros(&self, checkpoint: &Checkpoint) -> Result<u64, RestoreError> {
         let mut written = 0;
-        for page in checkpoint.zero_pages(self.space()) {
+        let zeros = match self {
+            Self::Process { space, areas, .. } if areas.iter().any(|area| area.place.later) => {
+                let mut zeros = checkpoint.zero_pages(*space);
+                zeros &= wanted(checkpoint, *space, areas, |place| place.zero_matters);
+                zeros
+            }
+            _ => checkpoint.zero_pages(self.space()),
+        };
+        for page in zeros {
             if self.place(checkpoint, page)?.zero_matters {
                 self.write(&runs(&[page]), &[0; PAGE_SIZE as usize])?;
                 written += 1;
@@ -251,6 +295,20 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// The pages of a space that lie in areas of a kind.
+fn wanted(
+    checkpoint: &Checkpoint,
+    space: u64,
+    areas: &[Area],
+    kind: impl Fn(&Place) -> bool,
+) -> PageSet {
+    let mut pages = PageSet::new();
+    for area in areas.iter().filter(|area| kind(&area.place)) {
+        pages.insert_range(area.range.start / PAGE_SIZE..area.range.end / PAGE_SIZE);
+    }
+    pages & checkpoint.pages(space)
 }
 
 /// Ascending page numbers as runs of bytes.

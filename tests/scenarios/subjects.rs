@@ -79,6 +79,7 @@ subjects! {
     mlock = own("mlock");
     mappings = own("mappings");
     reserve = own("reserve");
+    paging = own("paging");
     vdso = own("vdso");
     mm_layout = own("mm_layout");
 

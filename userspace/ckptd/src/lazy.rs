@@ -4,7 +4,7 @@
 //! become of it, `progress.json` how far it is. The folder goes when every page is in.
 
 use crate::failure::Failure;
-use crate::output::tell;
+use crate::output::{count, duration, size, tell};
 use crate::process::ProcessId;
 use crate::registry::write_atomically;
 use crate::supervisor::spawn_self;
@@ -165,6 +165,22 @@ impl Progress {
         serde_json::from_slice(&text).ok()
     }
 
+    /// One line for people.
+    pub(crate) fn summary(&self) -> String {
+        let far = format!(
+            "{} of {} of its memory are in",
+            size(self.done),
+            size(self.total)
+        );
+        let waits = count(self.faults, "page was", "pages were");
+        let median = duration(Duration::from_micros(self.median_us));
+        if self.server.is_alive() {
+            format!("{far}; {waits} waited for, half of them {median} at most")
+        } else {
+            format!("{far}, and nobody brings in the rest: see `ckptd attach`")
+        }
+    }
+
     /// Says it.
     pub(crate) fn write(&self, entry: &Path) {
         let text = serde_json::to_vec(self).unwrap_or_default();
@@ -220,7 +236,18 @@ impl Serving {
         Ok(Self(shared))
     }
 
-    /// Waits until every page is in.
+    /// For somebody else who has to know when every page is in.
+    pub(crate) fn pages(&self) -> Pages {
+        Pages(Arc::clone(&self.0))
+    }
+}
+
+/// The pages that a page server brings in.
+#[derive(Debug)]
+pub(crate) struct Pages(Arc<Shared>);
+
+impl Pages {
+    /// Waits until all are in, or the job has ended.
     pub(crate) fn wait(&self) {
         let server = self.0.lock();
         let runs = |server: &mut Server| matches!(server, Server::Runs(_));
@@ -277,6 +304,7 @@ impl Drop for Serving {
             let _ = pidfd_send_signal(server, Signal::KILL);
         }
         *state = Server::Over;
+        self.0.changed.notify_all();
     }
 }
 

@@ -17,7 +17,8 @@ use crate::files::{outer, regular};
 use crate::pages::{self, Area, Place, Target};
 use crate::plan::{Plan, Step};
 use crate::{
-    LazyJob, Rebuilt, RestoreError, RestoreOptions, Serve, areas, lazy, tree, vdso, waits,
+    LazyJob, Rebuilt, RestoreError, RestoreOptions, Serve, Tracking, areas, lazy, track, tree,
+    vdso, waits,
 };
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
@@ -35,6 +36,7 @@ pub fn rebuild(
         snapshot: checkpoint.snapshot(),
         tasks: BTreeMap::new(),
         init: None,
+        tracking: None,
     };
     match builder.build(checkpoint, options) {
         Ok(rebuilt) => Ok(rebuilt),
@@ -64,6 +66,8 @@ struct Builder<'a> {
     tasks: BTreeMap<u32, Task>,
     /// The init of the job's own pid namespace.
     init: Option<u32>,
+    /// What is known of its memory since it was filled.
+    tracking: Option<Tracking>,
 }
 
 /// Its number among the tasks.
@@ -123,6 +127,9 @@ impl Builder<'_> {
                         self.leave_for_later(serve)?;
                     }
                     self.fill(checkpoint, options)?;
+                    if options.watch {
+                        self.watch(checkpoint)?;
+                    }
                     options.progress.phase("state");
                 }
                 Step::Zombie { pid, wait_status } => self.zombie(*pid, *wait_status)?,
@@ -142,7 +149,12 @@ impl Builder<'_> {
             .get(&self.snapshot.root)
             .map_or(0, |task| task.outer as u32);
         self.let_go(options)?;
-        Ok(Rebuilt { root, init })
+        let tracking = self.tracking.take();
+        Ok(Rebuilt {
+            root,
+            init,
+            tracking,
+        })
     }
 
     fn init_outer(&self) -> Option<u32> {
@@ -679,6 +691,31 @@ impl Builder<'_> {
             targets.push(Target::Object { space, file, size });
         }
         pages::fill(checkpoint, &targets, options.progress).map(|_| ())
+    }
+
+    /// From here on, what is written is noted.
+    fn watch(&mut self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        let Ok(mut tracking) = Tracking::new() else {
+            return Ok(());
+        };
+        let shared = self.snapshot.shared.iter().map(|shared| shared.space);
+        tracking.reserve(shared.max().unwrap_or(0));
+        for process in &self.snapshot.processes {
+            let (Some(memory), Some(task)) = (&process.memory, self.tasks.get(&process.pid)) else {
+                continue;
+            };
+            let outer = task.outer as u32;
+            let (program, made) = track::userfaultfd();
+            let outcome = self.ask(process.pid, "make a userfaultfd", &program)?;
+            let fd = outcome.results[made] as u32;
+            let uffd = self.descriptor(process.pid, fd)?;
+            let mut program = Program::new();
+            program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
+            self.run(process.pid, "close the userfaultfd", &program)?;
+            tracking.adopt(outer, memory.space, uffd, checkpoint.pages(memory.space))?;
+        }
+        self.tracking = Some(tracking);
+        Ok(())
     }
 
     /// Our duplicate of a descriptor of a process under construction.

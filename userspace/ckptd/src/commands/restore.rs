@@ -60,6 +60,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         files: args.files.into(),
         init: Vec::new(),
         lazy: None,
+        watch: args.schedule.incremental,
         progress: &meter,
     };
 
@@ -104,7 +105,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
     let plan = engine::plan(&checkpoint, &options)?;
     let serving = RefCell::new(None);
     let source = Source {
-        dir,
+        dir: dir.clone(),
         job: job.name().to_owned(),
         sequence: checkpoint.sequence(),
         cache: (args.memory_limit as usize) << 20,
@@ -123,7 +124,11 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
     };
     if args.lazy {
         match engine::can_be_lazy() {
-            Ok(()) => options.lazy = Some(&serve),
+            Ok(()) => {
+                options.lazy = Some(&serve);
+                // A mapping has one userfaultfd: writes are watched when all pages are in.
+                options.watch = false;
+            }
             Err(why) => tell(&format!(
                 "ckptd: the job starts when all of its memory is in: {why}\n"
             )),
@@ -140,7 +145,10 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         pid: rebuilt.root,
         namespace: rebuilt.init.is_some(),
     };
-    drop(checkpoint);
+    let mut tracking = rebuilt.tracking;
+    if let Some(tracking) = &mut tracking {
+        tracking.set_base(checkpoint);
+    }
     if let Some(pidfile) = &args.pidfile {
         // The job runs: a file that cannot be written does not end it.
         if let Err(error) = write_atomically(pidfile, format!("{}\n", rebuilt.root).as_bytes()) {
@@ -154,8 +162,15 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         }
     }
     let serving = serving.take();
-    post.supervise(signals, rebuilt.root, rebuilt.init, serving, args.bpf)
-        .mirror()
+    let schedule = args.schedule.in_store(dir, args.bpf);
+    post.supervise(
+        signals,
+        (rebuilt.root, rebuilt.init),
+        schedule,
+        tracking,
+        serving,
+    )
+    .mirror()
 }
 
 /// Starts ckptd anew as the job's supervisor in a process group of its own, as a shell does with `&`, and waits

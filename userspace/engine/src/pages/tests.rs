@@ -16,7 +16,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 fn dumped(dir: &std::path::Path, sources: &[Source]) -> (u64, Checkpoint) {
     let job = Store::create(dir).unwrap().create_job("job").unwrap();
     let writer = job.begin(Compression::Fast, None).unwrap();
-    let pages = dump(&writer, sources, &Silent).unwrap();
+    let copied = dump(&writer, sources, 2, &Silent).unwrap();
+    let pages = copied.iter().map(|copied| copied.pages.len()).sum();
     writer
         .commit(proto::Snapshot::default(), proto::Statistics::default())
         .unwrap();
@@ -82,6 +83,7 @@ fn a_process_gets_back_what_it_had() {
             space: 3,
             pid,
             areas: areas.clone(),
+            runs: false,
         }],
     );
     assert!(pages > 0);
@@ -229,6 +231,7 @@ fn progress_ends_at_the_whole() {
             file: from,
             size: 64 * PAGE_SIZE,
         }],
+        2,
         &last,
     )
     .unwrap();

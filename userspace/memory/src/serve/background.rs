@@ -64,7 +64,7 @@ impl<S: PageSource> Server<S> {
     fn bring(self: &Arc<Self>, image: u64, block: &S::Block) -> bool {
         let key = S::key(block);
         let mut lacking = self.alive();
-        lacking.retain(|space| space.image == image && !space.done().contains(&key));
+        lacking.retain(|space| space.image == image && !space.done().blocks.contains(&key));
         if lacking.is_empty() {
             return false;
         }

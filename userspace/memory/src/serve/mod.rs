@@ -16,7 +16,7 @@ mod space;
 mod statistics;
 mod vault;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -35,7 +35,7 @@ use crate::uffd::{Message, Userfault};
 use frames::{Asked, Data, Frames};
 use journal::Journal;
 use layout::Layout;
-use space::{Content, Hindrance, Space, State};
+use space::{Content, Done, Hindrance, Space, State};
 use statistics::Statistics;
 
 pub use statistics::Progress;
@@ -200,7 +200,7 @@ impl<S: PageSource> Server<S> {
             known.insert(label.number, (image, layout.clone(), messages.clone()));
             messages.iter().for_each(|message| layout.apply(message));
             let state = State { layout, journal };
-            self.add_space(label.number, image, fd, state, HashSet::new())?;
+            self.add_space(label.number, image, fd, state, Done::default())?;
         }
         Ok(())
     }
@@ -215,9 +215,10 @@ impl<S: PageSource> Server<S> {
         image: u64,
         uffd: OwnedFd,
         state: State,
-        done: HashSet<u64>,
+        done: Done,
     ) -> io::Result<()> {
-        self.statistics.expect(self.source.pages(image));
+        let pages = self.source.pages(image).saturating_sub(done.pages);
+        self.statistics.expect(pages);
         let uffd = Userfault::new(uffd);
         let space = Space::new(number, image, uffd, self.settings.protect, state, done);
         let space = Arc::new(space);
@@ -446,7 +447,7 @@ impl<S: PageSource> Server<S> {
 
     /// Puts a block where it belongs in a space, unless it is in.
     fn put_all(&self, space: &Arc<Space>, block: &S::Block, content: Content<'_>) {
-        if space.done().contains(&S::key(block)) {
+        if space.done().blocks.contains(&S::key(block)) {
             return;
         }
         while let Err(hindrance) = space.put_all(S::numbers(block), content) {
@@ -454,15 +455,25 @@ impl<S: PageSource> Server<S> {
                 return;
             }
         }
-        if space.done().insert(S::key(block)) {
-            self.statistics.done(S::numbers(block).len() as u64);
+        let mut done = space.done();
+        if done.blocks.insert(S::key(block)) {
+            let pages = S::numbers(block).len() as u64;
+            done.pages += pages;
+            self.statistics.done(pages);
         }
     }
 
     /// Does what is needed before pages can be put in; false when nothing helps.
     fn overcome(&self, space: &Arc<Space>, hindrance: Hindrance) -> bool {
         match hindrance {
-            Hindrance::Gone => return false,
+            Hindrance::Gone => {
+                if space.set_gone() {
+                    let pages = self.source.pages(space.image);
+                    self.statistics
+                        .forget(pages.saturating_sub(space.done().pages));
+                }
+                return false;
+            }
             Hindrance::Memory => std::thread::sleep(Duration::from_millis(20)),
             Hindrance::Message => match self.hear(space) {
                 Some(fault) => lock(&self.deferred).push_back(fault),

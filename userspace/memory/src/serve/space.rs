@@ -24,9 +24,17 @@ pub(crate) struct Space {
     /// Pages go in write-protected.
     pub(crate) protect: bool,
     state: RwLock<State>,
-    /// Keys of the blocks that are in.
-    done: Mutex<HashSet<u64>>,
+    done: Mutex<Done>,
     gone: AtomicBool,
+}
+
+/// What is in.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Done {
+    /// Keys of blocks.
+    pub(crate) blocks: HashSet<u64>,
+    /// The pages in them.
+    pub(crate) pages: u64,
 }
 
 /// Messages are read, and `layout` with them, under the write lock; pages are put in under the read lock. So a page never goes
@@ -64,7 +72,7 @@ impl Space {
         uffd: Userfault,
         protect: bool,
         state: State,
-        done: HashSet<u64>,
+        done: Done,
     ) -> Self {
         Self {
             number,
@@ -85,7 +93,7 @@ impl Space {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn done(&self) -> MutexGuard<'_, HashSet<u64>> {
+    pub(crate) fn done(&self) -> MutexGuard<'_, Done> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,8 +101,9 @@ impl Space {
         self.gone.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_gone(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+    /// Whether that is news.
+    pub(crate) fn set_gone(&self) -> bool {
+        !self.gone.swap(true, Ordering::Relaxed)
     }
 
     /// Puts zeros at `address`, if no page of the image belongs there according to `is_zero`, and wakes who waits for it.
@@ -210,10 +219,7 @@ impl Space {
             // Nothing of ours is mapped there any more.
             Errno::ENOENT => Ok(PAGE_SIZE),
             Errno::EAGAIN | Errno::EINTR => Err(Hindrance::Message),
-            Errno::ESRCH => {
-                self.set_gone();
-                Err(Hindrance::Gone)
-            }
+            Errno::ESRCH => Err(Hindrance::Gone),
             _ => Err(Hindrance::Memory),
         }
     }

@@ -50,6 +50,11 @@ impl Statistics {
         self.total.fetch_add(pages, Relaxed);
     }
 
+    /// Nobody wants them any more.
+    pub(crate) fn forget(&self, pages: u64) {
+        self.total.fetch_sub(pages, Relaxed);
+    }
+
     pub(crate) fn done(&self, pages: u64) {
         self.done.fetch_add(pages, Relaxed);
     }

@@ -73,7 +73,7 @@ fn the_job_waits_when_all_of_ckptd_is_killed() {
     wait_for("ckptd to die", || (!alive(stopped.as_raw())).then_some(()));
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(job.output(), "READY\n", "{job}");
-    let said = run(job.ckptd("list")).stdout;
+    let said = run(&mut job.ckptd("list")).stdout;
     assert!(said.contains("running"), "{said}");
     let mut attach = std::process::Command::new(tests::binary());
     let _ = run(attach.arg("attach").arg(&job.name)).expect(0);

@@ -64,13 +64,15 @@ static void change(uint64_t *state) {
         break;
     case 2: /* moved over other memory */
         if (overlap) break;
-        if (mremap(memory + nth * PAGE, count * PAGE, count * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + other * PAGE) ==
+        if (mremap(memory + nth * PAGE, count * PAGE, count * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + other * PAGE) !=
             MAP_FAILED) {
-            check(errno == EFAULT, "mremap: %s", strerror(errno)); /* across mappings */
-            break;
+            memcpy(seeds + other, seeds + nth, count * sizeof *seeds);
+        } else { /* across mappings: some may have been moved */
+            check(errno == EFAULT, "mremap: %s", strerror(errno));
+            fresh(other, count);
+            memset(seeds + other, 0, count * sizeof *seeds);
         }
         fresh(nth, count);
-        memcpy(seeds + other, seeds + nth, count * sizeof *seeds);
         memset(seeds + nth, 0, count * sizeof *seeds);
         break;
     case 3: { /* a child finds what its parent had */

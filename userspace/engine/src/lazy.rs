@@ -243,24 +243,36 @@ pub fn find_vault(pid: u32, descriptor: u32) -> std::io::Result<Vault> {
     Ok(Vault::new(receiver, sender))
 }
 
-/// Closes the vault in every process that holds it, which stops each for a moment. What cannot be closed (in a process that ends, or
-/// is traced by others) stays, empty.
+/// Closes the vault in every process that holds it, which stops each for a moment; a process that is stopped already would be seen
+/// to run for a moment, so it comes last, when it has not been continued within a second. What cannot be closed (in a process that
+/// ends, or is traced by others) stays, empty.
 pub fn close_vault(vault: &Vault, descriptor: u32) {
     let link = |pid: u32, fd: u32| procfs::link(&format!("/proc/{pid}/fd/{fd}"));
     let ours = vault.receiver().as_raw_fd() as u32;
     let Ok(ours) = link(std::process::id(), ours) else {
         return;
     };
-    for pid in procfs::numbered("/proc") {
-        if pid == std::process::id() || link(pid, descriptor).ok().as_ref() != Some(&ours) {
-            continue;
-        }
-        let (first, last) = (u64::from(descriptor), u64::from(descriptor) + 1);
-        let closed = live::find_room(pid as i32).map(|room| {
-            let args = [first, last, 0, 0, 0, 0];
-            room.map(|room| live::borrow_call(pid as i32, room, libc::SYS_close_range, args))
+    let mut holders = procfs::numbered("/proc");
+    let holds = |pid: u32| link(pid, descriptor).ok().as_ref() == Some(&ours);
+    holders.retain(|&pid| pid != std::process::id() && holds(pid));
+    let stopped = |pid: u32| procfs::Status::read(pid).is_ok_and(|status| status.state() == 'T');
+    for turn in 0..=10 {
+        holders.retain(|&pid| {
+            if turn < 10 && stopped(pid) {
+                return true;
+            }
+            let (first, last) = (u64::from(descriptor), u64::from(descriptor) + 1);
+            let closed = live::find_room(pid as i32).map(|room| {
+                let args = [first, last, 0, 0, 0, 0];
+                room.map(|room| live::borrow_call(pid as i32, room, libc::SYS_close_range, args))
+            });
+            tracing::debug!("closing the vault in process {pid}: {closed:?}");
+            false
         });
-        tracing::debug!("closing the vault in process {pid}: {closed:?}");
+        if holders.is_empty() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
 

@@ -714,6 +714,12 @@ impl Builder<'_> {
             self.run(process.pid, "close the userfaultfd", &program)?;
             tracking.adopt(outer, memory.space, uffd, checkpoint.pages(memory.space))?;
         }
+        for &(maker, fd, space, _) in &self.plan.objects {
+            let stat = nix::sys::stat::fstat(self.descriptor(maker, fd)?);
+            let stat = stat.map_err(|errno| failed("looking at shared memory")(errno.into()))?;
+            let key = (stat.st_dev, stat.st_ino);
+            tracking.adopt_object(key, space, self.snapshot, checkpoint.pages(space))?;
+        }
         self.tracking = Some(tracking);
         Ok(())
     }

@@ -32,6 +32,10 @@ macro_rules! subjects {
             #[test]
             fn lazy_pids_taken() { interrupt(&SUBJECT, Way::Lazy, Pids::Taken); }
             #[test]
+            fn chain() { interrupt(&SUBJECT, Way::Chain, Pids::Free); }
+            #[test]
+            fn chain_pids_taken() { interrupt(&SUBJECT, Way::Chain, Pids::Taken); }
+            #[test]
             fn by_pid() { interrupt(&SUBJECT, Way::ByPid, Pids::Free); }
             #[test]
             fn full_pids_taken() { interrupt(&SUBJECT, Way::Killed, Pids::Taken); }

@@ -12,7 +12,10 @@ pub enum Way {
     Full,
     /// The same, restored while its memory is still in the image.
     Lazy,
-    /// As `Full`, killed by `checkpoint --kill`.
+    /// Several incremental checkpoints, the job running on; then everything is killed; the last is restored, saved incrementally on top
+    /// of that and killed again, and restored once more.
+    Chain,
+    /// As the first, killed by `checkpoint --kill`.
     Killed,
     /// Not killed at all: the checkpointed job itself runs to its end.
     RunsOn,
@@ -25,6 +28,7 @@ impl Way {
     fn checkpoints(self) -> &'static [&'static [&'static str]] {
         match self {
             Self::Full | Self::Lazy | Self::RunsOn | Self::ByPid => &[&[]],
+            Self::Chain => &[&["--incremental"], &["--incremental"], &["--incremental"]],
             Self::Killed => &[&["--kill"]],
         }
     }
@@ -32,6 +36,7 @@ impl Way {
     /// The arguments of the restore; none without one.
     fn restore(self) -> Option<&'static [&'static str]> {
         match self {
+            Self::Chain => Some(&["--incremental"]),
             Self::Full | Self::Killed | Self::ByPid => Some(&[]),
             Self::Lazy => Some(&["--lazy"]),
             Self::RunsOn => None,
@@ -64,7 +69,7 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
-        Way::Full | Way::Lazy | Way::Killed | Way::RunsOn => Job::start(subject),
+        Way::Full | Way::Lazy | Way::Chain | Way::Killed | Way::RunsOn => Job::start(subject),
     };
     let Some(mut job) = started else { return };
     let taken = job.processes();
@@ -83,6 +88,12 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
             Err(why) => return skip(subject.name, &why),
         },
     };
+    if way == Way::Chain {
+        job.restore(arguments);
+        job.await_restored();
+        let _ = job.checkpoint(&["--incremental", "--kill"]).expect(0);
+        job.kill_all();
+    }
     job.go();
     job.restore(arguments);
     job.finish();

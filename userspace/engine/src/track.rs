@@ -142,7 +142,7 @@ impl Tracking {
         let mut tracker = WriteProtect::new(pid, uffd);
         let ranges: Vec<_> = areas.into_iter().map(|(range, _)| range).collect();
         // All that is there was just put there.
-        tracker.collect(&ranges, &mut Written::default())?;
+        tracker.collect(&ranges, false, &mut Written::default())?;
         let space = Space {
             present,
             ..Space::new(number, born.field(22), Box::new(tracker))
@@ -268,7 +268,7 @@ impl Tracking {
                     space.put |= pages;
                     space.todo = Written {
                         pages: gone,
-                        whole: Vec::new(),
+                        ..Written::default()
                     };
                 }
             }
@@ -303,7 +303,11 @@ impl Tracking {
     pub(crate) fn drop_replaced(&mut self) {
         let lost = &mut self.lost;
         self.spaces.retain(|_, space| {
-            space.tracker.collect(&[], &mut space.written).is_ok() || space.lose(lost)
+            space
+                .tracker
+                .collect(&[], false, &mut space.written)
+                .is_ok()
+                || space.lose(lost)
         });
     }
 
@@ -497,7 +501,7 @@ impl Space {
 
     fn collect(&mut self, ranges: &[Range<u64>]) -> Result<(), CheckpointError> {
         let mut news = Written::default();
-        let result = self.tracker.collect(ranges, &mut news);
+        let result = self.tracker.collect(ranges, false, &mut news);
         self.written.add(&news);
         self.todo.add(&news);
         Ok(result?)
@@ -589,7 +593,8 @@ fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
 /// Makes a userfaultfd for write tracking; and which of the calls gives it.
 pub(crate) fn userfaultfd() -> (Program, usize) {
     let mut program = Program::new();
-    let flags = uffd::FLAGS.into();
+    // Which needs no right of the process: no fault of the kernel's ever waits for it, as written pages lose their protection by themselves.
+    let flags = (uffd::FLAGS | uffd::USER_MODE_ONLY).into();
     let made = program.must(libc::SYS_userfaultfd, &[flags], "make a userfaultfd");
     let api = program.words(&[uffd::API, FEATURES, 0]);
     program.must(

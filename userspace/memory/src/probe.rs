@@ -181,7 +181,7 @@ fn write_protect_works() -> Result<bool, Errno> {
     let area = start..start + SAMPLE_BYTES as u64;
     let mut collect = || {
         let mut written = Written::default();
-        let done = tracker.collect(std::slice::from_ref(&area), &mut written);
+        let done = tracker.collect(std::slice::from_ref(&area), false, &mut written);
         done.map(|()| written).map_err(|_| Errno::EPROTO)
     };
     let first = collect()?;

@@ -28,6 +28,10 @@ macro_rules! subjects {
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
+            fn lazy() { interrupt(&SUBJECT, Way::Lazy, Pids::Free); }
+            #[test]
+            fn lazy_pids_taken() { interrupt(&SUBJECT, Way::Lazy, Pids::Taken); }
+            #[test]
             fn chain() { interrupt(&SUBJECT, Way::Chain, Pids::Free); }
             #[test]
             fn chain_pids_taken() { interrupt(&SUBJECT, Way::Chain, Pids::Taken); }
@@ -79,6 +83,7 @@ subjects! {
     mlock = own("mlock");
     mappings = own("mappings");
     reserve = own("reserve");
+    paging = own("paging");
     vdso = own("vdso");
     mm_layout = own("mm_layout");
 

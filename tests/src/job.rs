@@ -83,6 +83,15 @@ impl Job {
     /// When it does not get ready.
     #[must_use]
     pub fn start(subject: &Subject) -> Option<Self> {
+        Self::start_with(subject, &[])
+    }
+
+    /// As [`Job::start`], with more arguments.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    #[must_use]
+    pub fn start_with(subject: &Subject, arguments: &[&str]) -> Option<Self> {
         let program = match subject.build() {
             Ok(program) => program,
             Err(why) => {
@@ -92,7 +101,9 @@ impl Job {
         };
         let mut job = Self::prepare(subject.name);
         let work = job.work.clone();
-        job.run(&[program.as_os_str(), work.as_os_str()], &[]);
+        let mut words = vec![program.as_os_str(), work.as_os_str()];
+        words.extend(arguments.iter().map(OsStr::new));
+        job.run(&words, &[]);
         job.await_ready(subject.name).then_some(job)
     }
 

@@ -262,10 +262,8 @@ pub fn close_vault(vault: &Vault, descriptor: u32) {
                 return true;
             }
             let (first, last) = (u64::from(descriptor), u64::from(descriptor) + 1);
-            let closed = live::find_room(pid as i32).map(|room| {
-                let args = [first, last, 0, 0, 0, 0];
-                room.map(|room| live::borrow_call(pid as i32, room, libc::SYS_close_range, args))
-            });
+            let args = [first, last, 0, 0, 0, 0];
+            let closed = live::borrow_call(pid as i32, libc::SYS_close_range, args);
             tracing::debug!("closing the vault in process {pid}: {closed:?}");
             false
         });

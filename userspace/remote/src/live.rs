@@ -338,12 +338,17 @@ fn single_call(
     }
 }
 
-/// One system call in a task of a running job, which then goes on as if nothing had been. `code` as for [`Lent::install`].
+/// One system call in a task of a running job, which then goes on as if nothing had been.
 ///
 /// # Errors
-/// [`RunError::Call`] when the call fails; the task goes on all the same.
-pub fn borrow_call(tid: i32, code: u64, nr: i64, args: [u64; 6]) -> Result<u64, RunError> {
+/// [`RunError::Call`] when the call fails; the task goes on all the same. [`RunError::System`] where there is no room, or others use it.
+pub fn borrow_call(tid: i32, nr: i64, args: [u64; 6]) -> Result<u64, RunError> {
     let fail = |doing| move |source| RunError::System { tid, doing, source };
+    let room = Room::find(tid).map_err(fail("looking for room"))?;
+    let room = room
+        .filter(Room::is_calm)
+        .ok_or_else(|| io::Error::other("there is none"));
+    let code = room.map_err(fail("looking for room"))?.code;
     let running = Running::seize(tid, libc::PTRACE_O_TRACESYSGOOD).map_err(fail("attaching"))?;
     let task = stop(running)?;
     let (task, result) = single_call(task, code, nr as u64, args)?;

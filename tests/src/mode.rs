@@ -10,7 +10,9 @@ use crate::{Job, Subject, helper, skip};
 pub enum Way {
     /// One whole checkpoint, the job running on; then everything is killed; one eager restore.
     Full,
-    /// The same, killed by `checkpoint --kill`.
+    /// Two checkpoints, the second of what was written since the first; then killed and restored.
+    Incremental,
+    /// Like `Full`, killed by `checkpoint --kill`.
     Killed,
     /// Not killed at all: the checkpointed job itself runs to its end.
     RunsOn,
@@ -23,6 +25,7 @@ impl Way {
     fn checkpoints(self) -> &'static [&'static [&'static str]] {
         match self {
             Self::Full | Self::RunsOn | Self::ByPid => &[&[]],
+            Self::Incremental => &[&["--incremental"], &["--incremental"]],
             Self::Killed => &[&["--kill"]],
         }
     }
@@ -30,7 +33,7 @@ impl Way {
     /// The arguments of the restore; none without one.
     fn restore(self) -> Option<&'static [&'static str]> {
         match self {
-            Self::Full | Self::Killed | Self::ByPid => Some(&[]),
+            Self::Full | Self::Incremental | Self::Killed | Self::ByPid => Some(&[]),
             Self::RunsOn => None,
         }
     }
@@ -61,7 +64,7 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
-        Way::Full | Way::Killed | Way::RunsOn => Job::start(subject),
+        Way::Full | Way::Incremental | Way::Killed | Way::RunsOn => Job::start(subject),
     };
     let Some(mut job) = started else { return };
     let taken = job.processes();

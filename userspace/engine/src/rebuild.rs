@@ -636,6 +636,12 @@ impl Builder<'_> {
                 continue;
             };
             let outer = task.outer as u32;
+            let pages = checkpoint.pages(memory.space);
+            if !track::by_userfaultfd() {
+                let tracker = Box::new(SoftDirty::new(outer));
+                tracking.adopt(outer, memory.space, tracker, pages)?;
+                continue;
+            }
             let (program, made) = track::userfaultfd();
             let outcome = self.ask(process.pid, "make a userfaultfd", &program)?;
             let fd = outcome.results[made] as u32;
@@ -643,7 +649,8 @@ impl Builder<'_> {
             let mut program = Program::new();
             program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
             self.run(process.pid, "close the userfaultfd", &program)?;
-            tracking.adopt(outer, memory.space, uffd, checkpoint.pages(memory.space))?;
+            let tracker = Box::new(WriteProtect::new(outer, uffd));
+            tracking.adopt(outer, memory.space, tracker, pages)?;
         }
         self.tracking = Some(tracking);
         Ok(())

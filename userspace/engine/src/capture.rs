@@ -1,6 +1,7 @@
 //! From a frozen job to a snapshot.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 
 use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
@@ -226,7 +227,12 @@ pub(crate) fn capture(
     let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
     pty::controlling(&mut processes, &outer, &table.files, &mut refusals);
     for (space, file, size) in std::mem::take(&mut table.objects) {
-        sources.push(Source::Object { space, file, size });
+        let areas = memory::Object::new(file.as_fd()).data(size)?;
+        sources.push(Source::Object {
+            space,
+            file: file.into(),
+            areas,
+        });
     }
     let command = std::fs::read(format!("/proc/{root}/cmdline")).unwrap_or_default();
     let snapshot = Snapshot {

@@ -125,7 +125,9 @@ impl Remainder {
         writer: &Writer,
         frozen: &mut Frozen,
         Captured {
-            snapshot, sources, ..
+            snapshot,
+            sources,
+            numbers,
         }: &Captured,
         tracking: Option<&mut Tracking>,
         options: &CheckpointOptions<'_>,
@@ -139,7 +141,7 @@ impl Remainder {
             lost: tracking.lost(),
             ..Self::default()
         };
-        let remaining = tracking.remaining(sources)?;
+        let remaining = tracking.remaining(snapshot, numbers, sources)?;
         let bytes: u64 = remaining.iter().map(Source::estimate).sum();
         let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
         if bytes <= limit.min(MAX_HELD) {

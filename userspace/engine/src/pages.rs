@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use images::{Checkpoint, FRAME_PAGES, Frame, PageSet, Writer};
 use memory::{Object, PAGE_SIZE, ProcessMemory};
@@ -26,11 +26,11 @@ pub(crate) enum Source {
         /// It is not stopped.
         runs: bool,
     },
-    /// A shared memory object of `size` bytes.
+    /// A shared memory object: the runs of pages of it that hold data, or some of them.
     Object {
         space: u64,
-        file: OwnedFd,
-        size: u64,
+        file: Arc<OwnedFd>,
+        areas: Vec<Range<u64>>,
     },
 }
 
@@ -231,9 +231,9 @@ impl Source {
                 areas,
                 runs: *runs,
             },
-            Self::Object { file, size, .. } => memory::Source::Object {
+            Self::Object { file, areas, .. } => memory::Source::Object {
                 object: Object::new(file.as_fd()),
-                size: *size,
+                areas,
             },
         }
     }
@@ -246,9 +246,7 @@ impl Source {
                 let bytes = areas.iter().map(|(range, _)| range.end - range.start).sum();
                 (procfs::resident(*pid) * PAGE_SIZE).min(bytes)
             }
-            Self::Object { file, .. } => {
-                nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_blocks as u64 * 512)
-            }
+            Self::Object { areas, .. } => areas.iter().map(|range| range.end - range.start).sum(),
         }
     }
 }

@@ -652,6 +652,12 @@ impl Builder<'_> {
             let tracker = Box::new(WriteProtect::new(outer, uffd));
             tracking.adopt(outer, memory.space, tracker, pages)?;
         }
+        for &(maker, fd, space, _) in &self.plan.objects {
+            let stat = nix::sys::stat::fstat(self.descriptor(maker, fd)?);
+            let stat = stat.map_err(|errno| failed("looking at shared memory")(errno.into()))?;
+            let key = (stat.st_dev, stat.st_ino);
+            tracking.adopt_object(key, space, self.snapshot, checkpoint.pages(space))?;
+        }
         self.tracking = Some(tracking);
         Ok(())
     }

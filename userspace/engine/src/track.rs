@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use images::proto::Snapshot;
 use images::{Checkpoint, Job, PageSet, Writer};
 use memory::track::{FEATURES, WriteProtect, WriteTracker, Written};
 use memory::{PAGE_SIZE, SoftDirty, Tracking as Method, uffd};
@@ -15,6 +17,8 @@ use crate::pages::{self, Copied, Source};
 use crate::procfs::{self, Stat, Status};
 use crate::{CheckpointError, Progress, RestoreError, Scope, areas};
 
+mod shared;
+
 /// The state of a job's memory as of its newest checkpoint. Belongs to one job and is dropped with it; then nothing
 /// of it is left in the job.
 #[derive(Default)]
@@ -23,6 +27,8 @@ pub struct Tracking {
     base: Option<Checkpoint>,
     /// Watched processes, by pid.
     spaces: BTreeMap<u32, Space>,
+    /// Shared memory that is followed, by what the kernel knows it by.
+    objects: HashMap<shared::Key, shared::Object>,
     /// The last number given to a space.
     last_number: u64,
     /// See [`Tracking::lost`].
@@ -60,6 +66,8 @@ type Area = (Range<u64>, memory::Kind);
 #[derive(Debug, Default, Clone)]
 pub(crate) struct SpaceNumbers {
     watched: HashMap<u32, u64>,
+    /// Of shared memory, known before or met now.
+    objects: HashMap<shared::Key, u64>,
     pub(crate) last: u64,
 }
 
@@ -69,6 +77,15 @@ impl SpaceNumbers {
             Some(&number) => number,
             None => self.fresh(),
         }
+    }
+
+    pub(crate) fn of_object(&mut self, key: shared::Key) -> u64 {
+        if let Some(&number) = self.objects.get(&key) {
+            return number;
+        }
+        let number = self.fresh();
+        self.objects.insert(key, number);
+        number
     }
 
     pub(crate) fn is_watched(&self, pid: u32) -> bool {
@@ -134,6 +151,24 @@ impl Tracking {
         Ok(())
     }
 
+    /// Follows a shared memory object of stopped processes that are watched, just filled with the pages `present`.
+    pub(crate) fn adopt_object(
+        &mut self,
+        key: shared::Key,
+        number: u64,
+        snapshot: &Snapshot,
+        present: PageSet,
+    ) -> Result<(), RestoreError> {
+        let Some(views) = shared::views(snapshot).remove(&number) else {
+            return Ok(());
+        };
+        let mut object = shared::Object::new(number);
+        object.look(&views, &mut self.spaces)?;
+        object.committed(present);
+        self.objects.insert(key, object);
+        Ok(())
+    }
+
     /// Says from which checkpoint the job was restored.
     pub fn set_base(&mut self, base: Checkpoint) {
         self.base = Some(base);
@@ -153,6 +188,9 @@ impl Tracking {
                 space.present.clear();
                 space.written.whole = vec![0..u64::MAX / PAGE_SIZE * PAGE_SIZE];
             }
+            self.objects
+                .values_mut()
+                .for_each(shared::Object::forget_base);
         }
         let members = freeze::members(scope);
         let born = |pid: u32| Stat::read(pid).map(|stat| stat.field(22)).ok();
@@ -274,6 +312,9 @@ impl Tracking {
             watched: (self.spaces.iter())
                 .map(|(&pid, space)| (pid, space.number))
                 .collect(),
+            objects: (self.objects.iter())
+                .map(|(&key, object)| (key, object.number))
+                .collect(),
             last: self.last_number,
         }
     }
@@ -302,18 +343,48 @@ impl Tracking {
     }
 
     /// In a frozen job: of `sources`, what has to be read now.
-    pub(crate) fn remaining(&mut self, sources: &[Source]) -> Result<Vec<Source>, CheckpointError> {
+    pub(crate) fn remaining(
+        &mut self,
+        snapshot: &Snapshot,
+        numbers: &SpaceNumbers,
+        sources: &[Source],
+    ) -> Result<Vec<Source>, CheckpointError> {
         let mut remaining = Vec::new();
+        let views = shared::views(snapshot);
+        // Others may have their inodes by now.
+        let known = |object: &shared::Object| views.contains_key(&object.number);
+        self.objects.retain(|_, object| known(object));
+        for (&key, &number) in &numbers.objects {
+            if let Some(views) = views.get(&number) {
+                let object = self.objects.entry(key);
+                let object = object.or_insert_with(|| shared::Object::new(number));
+                object.look(views, &mut self.spaces)?;
+            }
+        }
         for source in sources {
-            let Source::Process { pid, areas, .. } = source else {
-                continue;
-            };
-            if let Some(space) = self.space_mut(source) {
-                space.look_at(areas)?;
-                remaining.push(space.source(*pid, areas, false));
+            match source {
+                Source::Process { pid, areas, .. } => {
+                    if let Some(space) = self.space_mut(source) {
+                        space.look_at(areas)?;
+                        remaining.push(space.source(*pid, areas, false));
+                    }
+                }
+                Source::Object { space, file, areas } => {
+                    if let Some(object) = self.object(*space) {
+                        remaining.push(Source::Object {
+                            space: *space,
+                            file: Arc::clone(file),
+                            areas: object.todo(areas),
+                        });
+                    }
+                }
             }
         }
         Ok(remaining)
+    }
+
+    fn object(&self, number: u64) -> Option<&shared::Object> {
+        self.objects.values().find(|object| object.number == number)
     }
 
     /// Whether `source` is read through [`Tracking::remaining`].
@@ -323,14 +394,18 @@ impl Tracking {
                 let found = self.spaces.get(pid);
                 found.is_some_and(|found| found.number == *space)
             }
-            Source::Object { .. } => false,
+            Source::Object { space, .. } => self.object(*space).is_some(),
         }
     }
 
     /// In a frozen job: what the checkpoint keeps of its base, and of what was copied while the job ran.
     pub(crate) fn settle(&mut self, source: &Source) -> Result<Settled, CheckpointError> {
-        let Source::Process { areas, .. } = source else {
-            return Ok(Settled::default());
+        let areas = match source {
+            Source::Process { areas, .. } => areas,
+            Source::Object { space, areas, .. } => {
+                let settled = self.object(*space).map(|object| object.settle(areas));
+                return Ok(settled.unwrap_or_default());
+            }
         };
         let Some(space) = self.space_mut(source) else {
             return Ok(Settled::default());
@@ -365,6 +440,14 @@ impl Tracking {
             .into_iter()
             .map(|settled| (settled.space, settled))
             .collect();
+        self.objects
+            .retain(|_, object| match settled.remove(&object.number) {
+                Some(settled) => {
+                    object.committed(settled.present);
+                    true
+                }
+                None => false,
+            });
         self.spaces
             .retain(|_, space| match settled.remove(&space.number) {
                 Some(settled) => {

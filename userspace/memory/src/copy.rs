@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Error, Kind, Object, PAGE_SIZE, Pagemap, ProcessMemory, pages_in};
+use crate::{Error, Kind, Object, PAGE_SIZE, Pagemap, ProcessMemory, pages_in, push_run};
 
 /// Something whose pages are copied out.
 pub enum Source<'a> {
@@ -21,8 +21,8 @@ pub enum Source<'a> {
     Object {
         /// Open for reading.
         object: Object<'a>,
-        /// Bytes.
-        size: u64,
+        /// Runs of pages of it that hold data ([`Object::data`]), in bytes from its start, in order and without overlap.
+        areas: &'a [Range<u64>],
     },
 }
 
@@ -219,9 +219,17 @@ impl<'a> Finder<'a> {
                     }
                 }
             }
-            Source::Object { object, size } => {
-                let rest = self.at..size.next_multiple_of(PAGE_SIZE);
-                self.at = object.some_data(rest, limit, runs)?;
+            Source::Object { areas, .. } => {
+                let mut left = limit;
+                while left > 0 && self.area < areas.len() {
+                    let area = &areas[self.area];
+                    let start = self.at.max(area.start);
+                    let run = start..area.end.min(start + left * PAGE_SIZE);
+                    self.at = run.end;
+                    self.area += usize::from(run.end == area.end);
+                    left -= pages_in(&run);
+                    push_run(runs, run);
+                }
             }
         }
         Ok(())

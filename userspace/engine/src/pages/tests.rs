@@ -147,8 +147,8 @@ fn an_object_gets_back_what_it_had() {
         dir.path(),
         &[Source::Object {
             space: 9,
-            file: from,
-            size: 300 * PAGE_SIZE,
+            areas: Object::new(from.as_fd()).data(300 * PAGE_SIZE).unwrap(),
+            file: from.into(),
         }],
     );
     assert_eq!(pages, 200);
@@ -172,8 +172,8 @@ fn pages_without_a_place_refuse_the_image() {
         dir.path(),
         &[Source::Object {
             space: 1,
-            file: from,
-            size: 10 * PAGE_SIZE,
+            areas: Object::new(from.as_fd()).data(10 * PAGE_SIZE).unwrap(),
+            file: from.into(),
         }],
     );
     let small = Target::Object {
@@ -222,8 +222,8 @@ fn progress_ends_at_the_whole() {
         &writer,
         &[Source::Object {
             space: 1,
-            file: from,
-            size: 64 * PAGE_SIZE,
+            areas: Object::new(from.as_fd()).data(64 * PAGE_SIZE).unwrap(),
+            file: from.into(),
         }],
         2,
         &last,

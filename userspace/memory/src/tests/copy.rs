@@ -79,6 +79,7 @@ fn processes_and_objects_come_out_whole() {
             &[9; 3 * PAGE],
         )
         .unwrap();
+    let data = Object::new(object.as_fd()).data(1 << 20).unwrap();
     let sources = [
         Source::Process {
             pid: children[0].pid(),
@@ -87,7 +88,7 @@ fn processes_and_objects_come_out_whole() {
         },
         Source::Object {
             object: Object::new(object.as_fd()),
-            size: 1 << 20,
+            areas: &data,
         },
         Source::Process {
             pid: children[1].pid(),

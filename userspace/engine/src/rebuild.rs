@@ -8,6 +8,8 @@ use images::Checkpoint;
 use images::proto::mapping::Kind;
 use images::proto::process::State;
 use images::proto::{Process, Snapshot, Thread};
+use memory::SoftDirty;
+use memory::track::WriteProtect;
 use remote::seed::{self, Birth};
 use remote::stub::{self, Slot};
 use remote::{Arg, Expect, Outcome, Program, RunError, Running, Stop, Stopped, Waited, live, sys};

@@ -2,6 +2,7 @@
 
 mod copy;
 mod pagemap;
+mod track;
 
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -117,12 +118,18 @@ pub(super) struct Child(Pid);
 impl Child {
     /// `setup` runs in a copy of a process with threads: system calls and memory accesses only.
     pub(super) fn new(setup: impl FnOnce()) -> Self {
+        Self::acting(setup, || {})
+    }
+
+    /// The same, but goes on with `act`, of which `setup`'s promise holds too, before it waits.
+    pub(super) fn acting(setup: impl FnOnce(), act: impl FnOnce()) -> Self {
         let (ready, done): (OwnedFd, OwnedFd) = pipe().unwrap();
         // SAFETY: the child does nothing but `setup`, as promised above, write(2) and pause(2).
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 setup();
                 let _ = write(&done, b"r");
+                act();
                 loop {
                     pause();
                 }

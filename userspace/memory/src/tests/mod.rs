@@ -23,7 +23,7 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// Private anonymous memory, readable and writable, aligned to 2 MiB.
+    /// Private anonymous memory, readable and writable, aligned to 2 MiB, in small pages.
     pub(super) fn new(pages: usize) -> Self {
         let huge = 512;
         let length = NonZeroUsize::new((pages + huge) * PAGE_SIZE as usize).unwrap();
@@ -38,6 +38,9 @@ impl Region {
             )
         };
         let start = start.unwrap();
+        // Whatever this machine makes of memory that says nothing.
+        // SAFETY: the mapping just made.
+        unsafe { libc::madvise(start.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
         let aligned = (start.as_ptr() as usize).next_multiple_of(huge * PAGE_SIZE as usize);
         Self {
             start: std::ptr::NonNull::new(aligned as *mut _).unwrap(),

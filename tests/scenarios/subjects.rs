@@ -28,7 +28,9 @@ macro_rules! subjects {
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
-            fn incremental() { interrupt(&SUBJECT, Way::Incremental, Pids::Free); }
+            fn chain() { interrupt(&SUBJECT, Way::Chain, Pids::Free); }
+            #[test]
+            fn chain_pids_taken() { interrupt(&SUBJECT, Way::Chain, Pids::Taken); }
             #[test]
             fn by_pid() { interrupt(&SUBJECT, Way::ByPid, Pids::Free); }
             #[test]

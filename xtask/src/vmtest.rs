@@ -28,7 +28,7 @@ const KERNELS: [&str; 2] = ["6.1", "6.12"];
 
 /// The subjects that are taken along, and the modes in which they are tried.
 const SUBJECTS: &[&str] = &["anonymous", "heap", "file_private", "mappings", "writing"];
-const MODES: &[&str] = &["full", "incremental"];
+const MODES: &[&str] = &["full", "chain"];
 
 pub(crate) fn execute(args: &Args) -> Result<()> {
     setup::for_machines()?;

@@ -141,7 +141,7 @@ impl Tracking {
         })?;
         let ranges: Vec<_> = areas.into_iter().map(|(range, _)| range).collect();
         // All that is there was just put there.
-        tracker.collect(&ranges, &mut Written::default())?;
+        tracker.collect(&ranges, false, &mut Written::default())?;
         let space = Space {
             present,
             ..Space::new(number, born.field(22), tracker)
@@ -280,7 +280,7 @@ impl Tracking {
                     space.put |= pages;
                     space.todo = Written {
                         pages: gone,
-                        whole: Vec::new(),
+                        ..Written::default()
                     };
                 }
             }
@@ -333,7 +333,11 @@ impl Tracking {
     pub(crate) fn drop_replaced(&mut self) {
         let lost = &mut self.lost;
         self.spaces.retain(|_, space| {
-            space.tracker.collect(&[], &mut space.written).is_ok() || space.lose(lost)
+            space
+                .tracker
+                .collect(&[], false, &mut space.written)
+                .is_ok()
+                || space.lose(lost)
         });
     }
 
@@ -534,7 +538,7 @@ impl Space {
             ..Written::default()
         };
         let ranges: Vec<_> = areas.iter().map(range).collect();
-        let result = self.tracker.collect(&ranges, &mut news);
+        let result = self.tracker.collect(&ranges, false, &mut news);
         self.written.add(&news);
         self.todo.add(&news);
         Ok(result?)
@@ -639,7 +643,8 @@ fn take_userfaultfd(pid: u32) -> Result<OwnedFd, CheckpointError> {
 /// Makes a userfaultfd for write tracking; and which of the calls gives it.
 pub(crate) fn userfaultfd() -> (Program, usize) {
     let mut program = Program::new();
-    let flags = uffd::FLAGS.into();
+    // Which needs no right of the process: no fault of the kernel's ever waits for it, as written pages lose their protection by themselves.
+    let flags = (uffd::FLAGS | uffd::USER_MODE_ONLY).into();
     let made = program.must(libc::SYS_userfaultfd, &[flags], "make a userfaultfd");
     let api = program.words(&[uffd::API, FEATURES, 0]);
     program.must(

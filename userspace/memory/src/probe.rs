@@ -206,22 +206,29 @@ pub fn reports_holes() -> Option<bool> {
     let start = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }.ok()?;
     let block = (start.as_ptr() as usize).next_multiple_of(BLOCK) as u64;
     let area = block..block + BLOCK as u64;
-    let told = (|| {
+    let reported = (|| {
         let at = NonNull::new(block as *mut libc::c_void)?;
         // SAFETY: a block of that size and alignment lies in a mapping of twice the size.
         unsafe { at.cast::<u8>().write_bytes(1, BLOCK) };
         let mut written = Written::default();
         let areas = std::slice::from_ref(&area);
-        tracker.collect(areas, &mut written).ok()?;
+        tracker.collect(areas, false, &mut written).ok()?;
         // SAFETY: what is in the block is not needed any more.
         unsafe { madvise(at, BLOCK, MmapAdvise::MADV_DONTNEED) }.ok()?;
         written = Written::default();
-        tracker.collect(areas, &mut written).ok()?;
-        Some(written.runs(&area) == areas)
+        tracker.collect(areas, false, &mut written).ok()?;
+        Some(told(&written, area.start / PAGE_SIZE..area.end / PAGE_SIZE))
     })();
     // SAFETY: the mapping is ours, and nobody holds a reference into it.
     let _ = unsafe { munmap(start, 2 * BLOCK) };
-    told
+    reported
+}
+
+/// Whether none of these pages is as it was.
+fn told(written: &Written, pages: std::ops::Range<u64>) -> bool {
+    let mut left = PageSet::from_iter(pages);
+    written.subtract_from(&mut left);
+    left.is_empty()
 }
 
 /// A userfaultfd of our own for [`WriteProtect`].
@@ -249,14 +256,14 @@ impl Sample {
     fn try_out(&self, tracker: &mut dyn WriteTracker) -> Result<(), String> {
         let start = self.address();
         let areas = [start..start + SAMPLE_BYTES as u64];
-        let page = start + PAGE_SIZE..start + 2 * PAGE_SIZE;
+        let page = start / PAGE_SIZE + 1;
         // SAFETY: the second page of the sample.
         let written_page = unsafe { self.start.cast::<u8>().add(PAGE) };
         let mut collect = || {
             let mut written = Written::default();
-            let done = tracker.collect(&areas, &mut written);
+            let done = tracker.collect(&areas, false, &mut written);
             done.map_err(|error| format!("is not to be had here ({error})"))?;
-            Ok::<_, String>(!written.runs(&page).is_empty())
+            Ok::<_, String>(told(&written, page..page + 1))
         };
         if !collect()? {
             return Err(MISSES.to_owned());
@@ -275,9 +282,9 @@ impl Sample {
                 .map_err(|e| e.to_string())?;
             written_page.read_volatile();
         }
-        let told = collect()?;
-        let gone = tracker.vanished(&PageSet::from_iter([page.start / PAGE_SIZE]));
-        if told || gone.is_ok_and(|gone| !gone.is_empty()) {
+        let found = collect()?;
+        let gone = tracker.vanished(&PageSet::from_iter([page]));
+        if found || gone.is_ok_and(|gone| !gone.is_empty()) {
             Ok(())
         } else {
             Err("misses pages that were given back on this kernel".to_owned())

@@ -41,7 +41,12 @@ impl SoftDirty {
 }
 
 impl WriteTracker for SoftDirty {
-    fn collect(&mut self, areas: &[Range<u64>], written: &mut Written) -> Result<(), Error> {
+    fn collect(
+        &mut self,
+        areas: &[Range<u64>],
+        shared: bool,
+        written: &mut Written,
+    ) -> Result<(), Error> {
         let pagemap = Pagemap::open(self.pid)?;
         if areas.is_empty() {
             return pagemap.check_alive();
@@ -50,6 +55,9 @@ impl WriteTracker for SoftDirty {
         let (mut there, mut frames) = (PageSet::new(), Vec::new());
         for area in areas {
             pagemap.each(area, &mut |page, raw| {
+                if raw & entry::FILE != 0 && !shared {
+                    return;
+                }
                 let frame = raw & entry::FRAME;
                 while before.next_if(|&(earlier, _)| earlier < page).is_some() {}
                 let known = before.next_if(|&(same, _)| same == page);

@@ -68,7 +68,7 @@ impl Object {
             let mut written = Written::default();
             space
                 .tracker
-                .collect(std::slice::from_ref(range), &mut written)?;
+                .collect(std::slice::from_ref(range), true, &mut written)?;
             for run in written.runs(range) {
                 let page = |address: u64| (address - range.start + offset) / PAGE_SIZE;
                 self.written.insert_range(page(run.start)..page(run.end));

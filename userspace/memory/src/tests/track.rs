@@ -33,10 +33,13 @@ impl<'a> Steps<'a> {
     fn changed(&mut self, known: Range<usize>) -> Vec<u64> {
         let areas = self.areas();
         let mut written = Written::default();
-        self.tracker.collect(&areas, &mut written).unwrap();
+        self.tracker.collect(&areas, false, &mut written).unwrap();
         let first = self.region.address(0) / PAGE_SIZE;
         let known = PageSet::from_iter(known.map(|page| first + page as u64));
+        let mut left = known.clone();
+        written.subtract_from(&mut left);
         let mut changed = self.tracker.vanished(&known).unwrap();
+        changed |= known - left;
         for run in written.runs(&self.region.all()) {
             changed.insert_range(run.start / PAGE_SIZE..run.end / PAGE_SIZE);
         }

@@ -10,8 +10,10 @@ use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
 use images::{Checkpoint, PAGE_SIZE};
 use remote::Program;
 
+use crate::files::unix::rebuild::{self, Sockets};
 use crate::files::{
-    Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular, timerfd,
+    self, Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular,
+    timerfd,
 };
 use crate::host::Host;
 use crate::{
@@ -248,6 +250,8 @@ pub(crate) fn make(
     refusals.extend(check_shape(snapshot));
     let objects = snapshot.shared.iter();
     refusals.extend(objects.filter_map(|shared| object::check(shared, snapshot.root)));
+    let files_ = snapshot.files.iter();
+    refusals.extend(files_.filter_map(|file| rebuild::check(file, snapshot.root)));
     let cut = check_files(snapshot, files, &mut refusals);
     if !refusals.is_empty() {
         return Err(refusals);
@@ -263,7 +267,10 @@ pub(crate) fn make(
             "report this program",
         )]
     })?;
-    let ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    let mut ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    if files::has_sockets(&snapshot.files) {
+        ours += 2 * (snapshot.files.len() + 1);
+    }
     let outer = free_descriptors(&processes, ours as u32);
     let terminals_taken =
         pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
@@ -279,6 +286,7 @@ pub(crate) fn make(
         processes: &snapshot.processes,
         outer,
         base: outer + 3,
+        objects: snapshot.shared.len() as u32,
         terminals,
     };
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
@@ -345,6 +353,25 @@ pub(crate) fn make(
             steps.push(Step::Dead { pid, place, flags });
         }
     }
+    let sockets = Sockets::new(&making, &host.credentials);
+    stage(&mut steps, "make Unix sockets", &|shell, process| {
+        sockets.create(shell, process);
+    });
+    stage(&mut steps, "connect Unix sockets", &|shell, process| {
+        sockets.connect(shell, process);
+    });
+    stage(&mut steps, "accept connections", &|shell, process| {
+        sockets.accept(shell, process);
+    });
+    stage(&mut steps, "take over Unix sockets", &|shell, process| {
+        sockets.hand_over(shell, process);
+    });
+    stage(&mut steps, "fill Unix sockets", &|shell, process| {
+        sockets.fill(shell, process, host.send_buffer);
+    });
+    stage(&mut steps, "finish Unix sockets", &|shell, process| {
+        sockets.finish(shell, process);
+    });
     stage(&mut steps, "take over terminals", &|shell, process| {
         making.make_terminals(shell, process);
     });

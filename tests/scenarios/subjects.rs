@@ -122,6 +122,7 @@ subjects! {
     locks = own("locks");
     unix_pairs = own("unix_pairs");
     unix_names = own("unix_names");
+    tcp = own("tcp");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);

@@ -20,6 +20,7 @@ pub(crate) mod device;
 pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
+pub(crate) mod inet;
 pub(crate) mod inotify;
 pub(crate) mod lock;
 pub(crate) mod object;
@@ -313,6 +314,9 @@ impl Table {
             {
                 unix::capture(held)
             }
+            libc::S_IFSOCK if inet::is_tcp(&held.file) && self.outer.object(held).is_none() => {
+                inet::capture(held)
+            }
             _ => self.outer.object(held).ok_or_else(|| {
                 let what = held.link.split(':').next().unwrap_or_default();
                 let advice =
@@ -341,6 +345,7 @@ impl Table {
             });
         };
         unix::finish(self, &mut refuse);
+        inet::finish(self, &mut refuse);
         let pending = std::mem::take(&mut self.pending);
         pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
         pty::finish(&mut self.files, &pending, run, &mut refuse)?;
@@ -657,7 +662,7 @@ impl Making<'_> {
                     None => continue,
                 },
                 // Made in steps of their own.
-                Some(Kind::Unix(_)) => continue,
+                Some(Kind::Unix(_) | Kind::Tcp(_)) => continue,
                 Some(Kind::Outer(outer)) if outer.fd > 2 => outer::open(shell),
                 Some(Kind::Terminal(_) | Kind::Outer(_)) | None => continue,
             };
@@ -709,7 +714,7 @@ fn carries(file: &OpenFile) -> impl Iterator<Item = u32> + '_ {
 pub(crate) fn has_sockets(files: &[OpenFile]) -> bool {
     files
         .iter()
-        .any(|file| matches!(file.kind, Some(Kind::Unix(_))))
+        .any(|file| matches!(file.kind, Some(Kind::Unix(_) | Kind::Tcp(_))))
 }
 
 fn set_owner(shell: &mut Shell, fd: u32, file: &OpenFile) {

@@ -10,6 +10,7 @@ use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
 use images::{Checkpoint, PAGE_SIZE};
 use remote::Program;
 
+use crate::files::inet::{self, rebuild::Connections};
 use crate::files::unix::rebuild::{self, Sockets};
 use crate::files::{
     self, Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular,
@@ -252,6 +253,8 @@ pub(crate) fn make(
     refusals.extend(objects.filter_map(|shared| object::check(shared, snapshot.root)));
     let files_ = snapshot.files.iter();
     refusals.extend(files_.filter_map(|file| rebuild::check(file, snapshot.root)));
+    let files_ = snapshot.files.iter();
+    refusals.extend(files_.filter_map(|file| inet::check(file, snapshot.root)));
     let cut = check_files(snapshot, files, &mut refusals);
     if !refusals.is_empty() {
         return Err(refusals);
@@ -371,6 +374,30 @@ pub(crate) fn make(
     });
     stage(&mut steps, "finish Unix sockets", &|shell, process| {
         sockets.finish(shell, process);
+    });
+    let connections = Connections::new(&making);
+    stage(&mut steps, "make TCP sockets", &|shell, process| {
+        connections.create(shell, process);
+    });
+    for connection in connections.connections() {
+        stage(&mut steps, "listen", &|shell, process| {
+            connections.prepare(shell, process, connection);
+        });
+        stage(&mut steps, "connect", &|shell, process| {
+            connections.connect(shell, process, connection);
+        });
+        stage(&mut steps, "accept", &|shell, process| {
+            connections.accept(shell, process, connection);
+        });
+    }
+    stage(&mut steps, "take over TCP sockets", &|shell, process| {
+        connections.hand_over(shell, process);
+    });
+    stage(&mut steps, "fill TCP sockets", &|shell, process| {
+        connections.fill(shell, process, host.send_buffer);
+    });
+    stage(&mut steps, "finish TCP sockets", &|shell, process| {
+        connections.finish(shell, process);
     });
     stage(&mut steps, "take over terminals", &|shell, process| {
         making.make_terminals(shell, process);

@@ -177,11 +177,25 @@ fn look(fd: &OwnedFd, room: usize, flags: i32, vectors: usize) -> io::Result<Pee
 /// Asks the kernel about sockets (sock_diag(7)): one request, the payloads of all answers.
 pub fn diagnose(request: &[u8], all: bool) -> io::Result<Vec<Vec<u8>>> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    exchange(SOCK_DIAG_BY_FAMILY, request, all)
+}
+
+/// Another request about sockets, which is only acknowledged (SOCK_DESTROY).
+pub fn request(kind: u16, request: &[u8]) -> io::Result<()> {
+    exchange(kind, request, false).map(|_| ())
+}
+
+fn exchange(kind: u16, request: &[u8], all: bool) -> io::Result<Vec<Vec<u8>>> {
     let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
-    let flags = libc::NLM_F_REQUEST | if all { libc::NLM_F_DUMP } else { 0 };
+    let more = if all {
+        libc::NLM_F_DUMP
+    } else {
+        libc::NLM_F_ACK
+    };
+    let flags = libc::NLM_F_REQUEST | more;
     // struct nlmsghdr: length, type, flags, sequence, pid.
     let mut message = ((request.len() + 16) as u32).to_ne_bytes().to_vec();
-    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
     message.extend((flags as u16).to_ne_bytes());
     message.extend([0; 8]);
     message.extend(request);
@@ -212,9 +226,6 @@ pub fn diagnose(request: &[u8], all: bool) -> io::Result<Vec<Vec<u8>>> {
                 _ => answers.push(rest[16..length].to_vec()),
             }
             rest = &rest[length.next_multiple_of(4).min(rest.len())..];
-        }
-        if !all {
-            return Ok(answers);
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) fn kind(file: &OpenFile) -> &'static str {
         Some(Kind::Path(_)) => "path",
         Some(Kind::Object(_)) => "object",
         Some(Kind::Unix(_)) => "unix",
+        Some(Kind::Tcp(_)) => "tcp",
         None => "unknown",
     }
 }
@@ -102,6 +103,9 @@ pub(crate) fn what(file: &OpenFile) -> String {
                 bytes => format!("{text}, {bytes} bytes in it"),
             }
         }
+        Some(Kind::Tcp(socket)) if socket.listening => "listens".to_owned(),
+        Some(Kind::Tcp(socket)) if socket.other != 0 => "connected within the job".to_owned(),
+        Some(Kind::Tcp(_)) => "not connected".to_owned(),
         None => "a kind that this version does not know".to_owned(),
     }
 }

@@ -51,6 +51,7 @@ fn copy(c: &mut Criterion) {
         let sources = [Source::Process {
             pid: std::process::id(),
             areas: &areas,
+            runs: false,
         }];
         group.throughput(Throughput::Bytes(PAGES * PAGE_SIZE / step as u64));
         for threads in [1, 2] {

@@ -104,6 +104,44 @@ pub(crate) struct Output {
     pub json: bool,
 }
 
+/// How the supervisor of a job takes checkpoints.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Schedule {
+    /// Copy memory while the job runs, and only what was written since the last checkpoint
+    #[arg(long)]
+    pub incremental: bool,
+    /// Take a checkpoint this often, e.g. 10m or "1h 30m"
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub every: Option<std::time::Duration>,
+    /// With --every: how many of the latest checkpoints to keep [default: all]
+    #[arg(long, value_name = "N", requires = "every", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+    /// With --incremental: how long the job may stand still while its memory is copied; past that, it is copied from a fork
+    #[arg(long, value_name = "TIME", default_value = crate::take::MAX_FREEZE, value_parser = humantime::parse_duration)]
+    pub max_freeze: std::time::Duration,
+    /// How hard checkpoints that are taken by the clock compress memory
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub compress: Compress,
+}
+
+impl Schedule {
+    /// What the supervisor is to do, with checkpoints in `dir`.
+    pub(crate) fn in_store(&self, dir: PathBuf, bpf: BpfArgs) -> crate::supervisor::Schedule {
+        crate::supervisor::Schedule {
+            order: crate::take::Order {
+                dir,
+                compress: self.compress,
+                kill: false,
+                incremental: self.incremental,
+                max_freeze: self.max_freeze,
+                no_bpf: bpf.no_bpf,
+            },
+            every: self.every,
+            keep: self.keep.map(|keep| keep as usize),
+        }
+    }
+}
+
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -111,6 +149,7 @@ Examples:
   ckptd run ./solver input.dat                      a job named \"solver\"
   ckptd run --name heat --dir /scratch/ck -- ./heat -v < in > out.log
   ckptd run make -j8 && echo built                  the exit status is the job's own
+  ckptd run --incremental --every 10m --keep 3 ./solver
 
 Signals sent to ckptd reach the job. When ckptd itself is killed, the job runs on.")]
 pub(crate) struct Run {
@@ -119,6 +158,8 @@ pub(crate) struct Run {
     pub name: Option<String>,
     #[command(flatten)]
     pub store: StoreDir,
+    #[command(flatten)]
+    pub schedule: Schedule,
     #[command(flatten)]
     pub bpf: BpfArgs,
     /// The command to run, and its arguments
@@ -152,6 +193,12 @@ pub(crate) struct Checkpoint {
     /// Kill the job (SIGKILL) once its checkpoint is safely on disk
     #[arg(long)]
     pub kill: bool,
+    /// Copy memory while the job runs, and only what was written since the job's last checkpoint of this kind
+    #[arg(long, conflicts_with = "pid")]
+    pub incremental: bool,
+    /// With --incremental: how long the job may stand still while its memory is copied; past that, it is copied from a fork
+    #[arg(long, value_name = "TIME", default_value = crate::take::MAX_FREEZE, value_parser = humantime::parse_duration)]
+    pub max_freeze: std::time::Duration,
     /// How hard to compress memory
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compress: Compress,
@@ -206,6 +253,8 @@ pub(crate) struct Restore {
     /// What to do with files that grew since the checkpoint
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub files: Files,
+    #[command(flatten)]
+    pub schedule: Schedule,
     /// Let the job run in the background, and return once it does
     #[arg(long)]
     pub detach: bool,

@@ -4,10 +4,11 @@ use crate::bpf::Bpf;
 use crate::failure::Failure;
 use crate::report::Report;
 use clap::ValueEnum;
-use engine::{CheckpointOptions, Progress, Scope};
+use engine::{CheckpointOptions, Progress, Scope, Tracking};
 use images::{Compression, Job, Store};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How hard to compress pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -41,10 +42,17 @@ pub(crate) struct Order {
     pub compress: Compress,
     /// Kill the job once the checkpoint is on disk.
     pub kill: bool,
+    /// Take only what was written since the last one, where that is known.
+    pub incremental: bool,
+    /// How long the job may stand still for its memory.
+    pub max_freeze: Duration,
     /// Read the job's state from /proc only.
     #[serde(default)]
     pub no_bpf: bool,
 }
+
+/// How long a job may stand still for its memory, unless told otherwise.
+pub(crate) const MAX_FREEZE: &str = "50ms";
 
 /// The processes of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +72,12 @@ impl Target {
         }
     }
 
+    /// The process whose exit status is the job's.
+    pub(crate) fn root(self) -> u32 {
+        let (Scope::Tree { root } | Scope::Supervised { root, .. }) = self.scope;
+        root
+    }
+
     /// A process and its descendants.
     pub(crate) fn tree(root: u32) -> Self {
         Self {
@@ -73,16 +87,17 @@ impl Target {
     }
 }
 
-/// Takes a checkpoint of `target` as one of job `name`.
+/// Takes a checkpoint of `target` as one of job `name`; with `tracking` (of its earlier ones) an incremental one.
 pub(crate) fn take(
     name: &str,
     order: &Order,
     target: Target,
+    tracking: Option<&mut Tracking>,
     bpf: &Bpf,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let job = Store::create(&order.dir)?.create_job(name)?;
-    let taken = take_into(&job, order, target, bpf, progress);
+    let taken = take_into(&job, order, target, tracking, bpf, progress);
     if taken.is_err() {
         // What was made for nothing goes again; what is not empty stays.
         for dir in [&job.path().join("segments"), job.path(), &order.dir] {
@@ -96,6 +111,7 @@ fn take_into(
     job: &Job,
     order: &Order,
     target: Target,
+    tracking: Option<&mut Tracking>,
     bpf: &Bpf,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
@@ -104,11 +120,12 @@ fn take_into(
         job,
         compression: order.compress.into(),
         kill: order.kill,
+        max_freeze: order.max_freeze,
         stdio_of: target.stdio_of,
         tracker: bpf.tracker(order.no_bpf),
         progress,
     };
-    let report = engine::checkpoint(&options)?;
+    let report = engine::checkpoint(&options, tracking)?;
     Ok(Report::new(
         report,
         job.name(),

@@ -43,6 +43,8 @@ pub struct CheckpointOptions<'a> {
     pub compression: images::Compression,
     /// Kill the job (SIGKILL) once its checkpoint is safely on disk, without letting it run in between.
     pub kill: bool,
+    /// How long the job may stand still while its memory is copied; past that, it is copied from a fork.
+    pub max_freeze: Duration,
     /// The process whose standard input, output and error count as the job's way to the outside.
     pub stdio_of: u32,
     /// BPF programs that read the job's state in bulk; without them it is read from /proc.
@@ -104,17 +106,20 @@ pub struct RestoreOptions<'a> {
     /// A program (with arguments) to be the init of the job's pid namespace, should it need one. It gets the root's
     /// pid (inside the namespace) as one more argument.
     pub init: Vec<PathBuf>,
+    /// Watch what is written from the first instruction on, so that the next checkpoint can build on this one.
+    pub watch: bool,
     /// Hears how it gets on.
     pub progress: &'a dyn Progress,
 }
 
 /// A job that runs again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rebuilt {
     /// The root, as seen from here. A child of the calling process unless `init` is there.
     pub root: u32,
     /// The init of the job's own pid namespace, a child of the calling process.
     pub init: Option<u32>,
+    /// What the next checkpoint needs, but for its [base](crate::Tracking::set_base); none where written pages cannot be told.
+    pub tracking: Option<crate::Tracking>,
 }
 
 /// Why there is no checkpoint. The job runs on.

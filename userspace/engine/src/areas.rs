@@ -1,6 +1,7 @@
 //! What is mapped where in a process: read in bulk by a BPF iterator, or from /proc.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use tracker::{Mapping, Place, Tracker};
@@ -108,6 +109,29 @@ impl Area {
 /// Whether a flag is among VmFlags.
 pub(crate) fn has(flags: &str, flag: &str) -> bool {
     flags.split(' ').any(|f| f == flag)
+}
+
+/// The private mappings of a process that may run meanwhile, without their flags and so without a guarantee: what it takes for ordinary
+/// memory of a file may be a hugetlb mapping.
+pub(crate) fn private(pid: u32) -> Result<Vec<(Range<u64>, memory::Kind)>, CheckpointError> {
+    let path = format!("/proc/{pid}/maps");
+    let text = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
+    let areas = parse(&String::from_utf8_lossy(&text)).into_iter();
+    let private = areas.filter(|area| !area.shared());
+    Ok(private
+        .filter_map(|area| {
+            let range = area.start..area.end;
+            match area.path.as_str() {
+                "/dev/zero" => Some((range, memory::Kind::Anonymous)),
+                "/anon_hugepage (deleted)" => Some((range, memory::Kind::Huge)),
+                path if path.starts_with("[v") || path.starts_with("/dev/") => None,
+                path if path.is_empty() || path.starts_with('[') => {
+                    Some((range, memory::Kind::Anonymous))
+                }
+                _ => Some((range, memory::Kind::PrivateFile)),
+            }
+        })
+        .collect())
 }
 
 /// The mappings of a stopped process.

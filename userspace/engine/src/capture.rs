@@ -1,7 +1,7 @@
-//! From a frozen job to a snapshot, and the whole of a checkpoint around it.
+//! From a frozen job to a snapshot.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::os::fd::AsFd;
 
 use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
@@ -11,109 +11,19 @@ use tracker::Tracker;
 
 use crate::files::{Table, directory, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
-use crate::pages::{self, Source};
+use crate::pages::Source;
 use crate::procfs::{Stat, Status};
+use crate::track::SpaceNumbers;
 use crate::{
-    CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, cpu, host, identity,
-    limits, maps, plan, procfs, scheduling, signals, timers, waits,
+    CheckpointError, CheckpointOptions, Refusal, Scope, cpu, host, identity, limits, maps, plan,
+    procfs, scheduling, signals, timers, waits,
 };
 
-/// Takes a checkpoint. The job runs on, also when this fails or we die.
-///
-/// # Errors
-/// [`CheckpointError::Refused`] lists everything that could not be restored; nothing has been written then.
-pub fn checkpoint(options: &CheckpointOptions<'_>) -> Result<CheckpointReport, CheckpointError> {
-    let begin = Instant::now();
-    let mut clock = Clock {
-        phases: Vec::new(),
-        since: begin,
-        progress: options.progress,
-    };
-    clock.phase("freeze");
-    let mut frozen = Frozen::freeze(options.scope)?;
-    clock.phase("state");
-    let captured = capture(&mut frozen, options)?;
-    let Captured { snapshot, sources } = captured;
-    let (processes, threads) = (
-        snapshot.processes.len(),
-        snapshot
-            .processes
-            .iter()
-            .map(|process| process.threads.len())
-            .sum(),
-    );
-    clock.phase("pages");
-    let writer = options.job.begin(options.compression, None)?;
-    pages::dump(&writer, &sources, options.progress)?;
-    drop(sources);
-    let mut stopped = frozen.since.elapsed();
-    if !options.kill {
-        clock.phase("release");
-        frozen.release(false);
-        stopped = frozen.since.elapsed();
-    }
-    clock.phase("commit");
-    let statistics = proto::Statistics {
-        phases: clock
-            .phases
-            .iter()
-            .map(|(name, time)| phase(name, *time))
-            .collect(),
-        stopped_ns: stopped.as_nanos() as u64,
-        total_ns: begin.elapsed().as_nanos() as u64,
-        // The rest is the writer's.
-        ..Default::default()
-    };
-    let committed = writer.commit(snapshot, statistics)?;
-    if options.kill {
-        frozen.release(true);
-        stopped = frozen.since.elapsed();
-    }
-    clock.finish();
-    Ok(CheckpointReport {
-        sequence: committed.sequence,
-        processes,
-        threads,
-        pages: committed.pages,
-        bytes: committed.bytes,
-        stopped,
-        total: begin.elapsed(),
-        phases: clock.phases,
-    })
-}
-
-fn phase(name: &str, time: Duration) -> proto::Phase {
-    proto::Phase {
-        name: name.to_owned(),
-        nanoseconds: time.as_nanos() as u64,
-    }
-}
-
-/// Measures phases and tells of them.
-struct Clock<'a> {
-    phases: Vec<(&'static str, Duration)>,
-    since: Instant,
-    progress: &'a dyn crate::Progress,
-}
-
-impl Clock<'_> {
-    fn phase(&mut self, name: &'static str) {
-        self.finish();
-        self.phases.push((name, Duration::ZERO));
-        self.progress.phase(name);
-    }
-
-    fn finish(&mut self) {
-        if let Some((_, time)) = self.phases.last_mut() {
-            *time = self.since.elapsed();
-        }
-        self.since = Instant::now();
-    }
-}
-
-struct Captured {
-    snapshot: Snapshot,
-    sources: Vec<Source>,
+/// The state of a frozen job, and where its pages are.
+pub(crate) struct Captured {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) numbers: SpaceNumbers,
 }
 
 /// Questions put to one thread, and for the leader to its process.
@@ -227,9 +137,14 @@ struct Ids {
     outer_group: u32,
 }
 
-fn capture(
+/// Reads the state of a frozen job; `numbers` are those of page spaces known before.
+///
+/// # Errors
+/// [`CheckpointError::Refused`] lists everything that could not be restored.
+pub(crate) fn capture(
     frozen: &mut Frozen,
     options: &CheckpointOptions<'_>,
+    numbers: SpaceNumbers,
 ) -> Result<Captured, CheckpointError> {
     let (Scope::Tree { root } | Scope::Supervised { root, .. }) = options.scope;
     let mut refusals = Vec::new();
@@ -246,10 +161,8 @@ fn capture(
         return Err(CheckpointError::Refused(refusals));
     }
     let ids = ids(&statuses, root);
-    let mut table = Table::new(Outer::of(
-        options.stdio_of,
-        order.contains(&options.stdio_of),
-    ));
+    let outer = Outer::of(options.stdio_of, order.contains(&options.stdio_of));
+    let mut table = Table::new(outer, numbers);
     table.members.clone_from(&ids.inner);
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
@@ -314,7 +227,12 @@ fn capture(
     let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
     pty::controlling(&mut processes, &outer, &table.files, &mut refusals);
     for (space, file, size) in std::mem::take(&mut table.objects) {
-        sources.push(Source::Object { space, file, size });
+        let areas = memory::Object::new(file.as_fd()).data(size)?;
+        sources.push(Source::Object {
+            space,
+            file: file.into(),
+            areas,
+        });
     }
     let command = std::fs::read(format!("/proc/{root}/cmdline")).unwrap_or_default();
     let snapshot = Snapshot {
@@ -331,7 +249,11 @@ fn capture(
     // Whatever a plan would stumble over is known now, while the job can still be told.
     refusals.extend(plan::impossible(&snapshot));
     if refusals.is_empty() {
-        Ok(Captured { snapshot, sources })
+        Ok(Captured {
+            snapshot,
+            sources,
+            numbers: table.spaces,
+        })
     } else {
         Err(CheckpointError::Refused(refusals))
     }
@@ -551,8 +473,9 @@ fn one(
                 }
             };
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
-            let space = table.space();
-            let mut memory = maps::capture(pid, tracker, space, &ours, table, refusals)?;
+            let space = table.spaces.of(pid);
+            let watched = table.spaces.is_watched(pid);
+            let mut memory = maps::capture(pid, tracker, (space, watched), &ours, table, refusals)?;
             memory.space.layout = Some(maps::layout(
                 pid,
                 stat,
@@ -563,6 +486,7 @@ fn one(
                 space,
                 pid,
                 areas: memory.areas,
+                runs: false,
             });
             record.memory = Some(memory.space);
             record.threads.insert(0, record_thread);
@@ -630,12 +554,19 @@ struct Answer {
     questions: Questions,
 }
 
-/// Lends the stub to a process and asks all its threads at once.
-fn interview(
+/// The stub's place for one thread, and what the thread goes back to.
+pub(crate) struct Lending {
+    pub(crate) tid: u32,
+    pub(crate) slot: stub::Slot,
+    pub(crate) state: State,
+    pub(crate) rseq: Option<proto::Rseq>,
+}
+
+/// Lends the stub to the stopped threads of a process.
+pub(crate) fn lend(
     process: &mut freeze::Process,
     status: &Status,
-    known: &mut Vec<proto::PosixTimer>,
-) -> Result<Vec<(u32, Answer)>, CheckpointError> {
+) -> Result<Vec<Lending>, CheckpointError> {
     let pid = process.pid;
     let mut states = Vec::new();
     for (&tid, thread) in &mut process.threads {
@@ -671,7 +602,7 @@ fn interview(
     refresh(leader, &mut states, pid)?;
     let signal = freeze::quiet_signal(status);
     let inner_pid = status.inner("NSpid") as i32;
-    let mut asked = Vec::new();
+    let mut lendings = Vec::new();
     for (nth, (tid, state, rseq)) in states.into_iter().enumerate() {
         let Some(thread) = process.threads.get(&tid) else {
             continue;
@@ -682,13 +613,38 @@ fn interview(
             Status::read(tid).map_or(tid, |s| s.inner("NSpid")) as i32
         };
         let slot = lent.slot(nth, thread.task()?, (inner_pid, inner), signal, &state)?;
-        let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(known)));
         if tid == pid {
             process.slot = Some(slot);
         }
-        asked.push((tid, slot, state, rseq, questions));
+        lendings.push(Lending {
+            tid,
+            slot,
+            state,
+            rseq,
+        });
     }
     process.lent = Some(lent);
+    Ok(lendings)
+}
+
+/// Lends the stub to a process and asks all its threads at once.
+fn interview(
+    process: &mut freeze::Process,
+    status: &Status,
+    known: &mut Vec<proto::PosixTimer>,
+) -> Result<Vec<(u32, Answer)>, CheckpointError> {
+    let pid = process.pid;
+    let mut asked = Vec::new();
+    for Lending {
+        tid,
+        slot,
+        state,
+        rseq,
+    } in lend(process, status)?
+    {
+        let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(known)));
+        asked.push((tid, slot, state, rseq, questions));
+    }
     let mut runs: Vec<(u32, stub::Run<'_>, Option<remote::Running>)> = Vec::new();
     for (tid, slot, _, _, questions) in &asked {
         let mut run = stub::Run::new(*slot, &questions.program);

@@ -104,7 +104,7 @@ pub(crate) struct Table {
     /// Files that are looked at again when all descriptors are known.
     pub(crate) pending: Vec<(u32, Held)>,
     pub(crate) outer: outer::Outer,
-    pub(crate) next_space: u64,
+    pub(crate) spaces: crate::track::SpaceNumbers,
     /// Processes of the job: their pids as we see them, and inside the job.
     pub(crate) members: HashMap<u32, u32>,
     /// Files of mappings, by device and inode.
@@ -112,9 +112,10 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(outer: outer::Outer) -> Self {
+    pub(crate) fn new(outer: outer::Outer, spaces: crate::track::SpaceNumbers) -> Self {
         Self {
             outer,
+            spaces,
             ..Default::default()
         }
     }
@@ -128,12 +129,6 @@ impl Table {
             ..Default::default()
         });
         id
-    }
-
-    /// Space ids count from 1.
-    pub(crate) fn space(&mut self) -> u64 {
-        self.next_space += 1;
-        self.next_space
     }
 
     /// The file of a mapping; opened anew for it at restore.

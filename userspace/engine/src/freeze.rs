@@ -107,6 +107,33 @@ impl Frozen {
         }
     }
 
+    /// Stops the leader of one process only; everybody else runs on.
+    pub(crate) fn leader(pid: u32) -> Result<Self, CheckpointError> {
+        let since = Instant::now();
+        // Without following: what the others start meanwhile is not ours.
+        let running = match Running::seize(pid as i32, libc::PTRACE_O_TRACESYSGOOD) {
+            Ok(running) => running,
+            Err(error) => seize_refused(pid, pid, error)?.ok_or(CheckpointError::Gone { pid })?,
+        };
+        let thread = Thread {
+            task: Some(live::stop(running)?),
+            state: None,
+            asleep_since: None,
+            held: Vec::new(),
+        };
+        let process = Process {
+            pid,
+            threads: BTreeMap::from([(pid, thread)]),
+            stopped_by: None,
+            lent: None,
+            slot: None,
+        };
+        Ok(Self {
+            processes: BTreeMap::from([(pid, process)]),
+            since,
+        })
+    }
+
     /// Attaches to tasks not seen before; says whether there were any.
     fn seize_new(
         &mut self,
@@ -309,6 +336,16 @@ impl Frozen {
 
     /// Runs a program in the leader of a process to which the stub is lent.
     pub(crate) fn run(&mut self, pid: u32, program: &Program) -> Result<Outcome, CheckpointError> {
+        self.run_making(pid, program).map(|(outcome, _)| outcome)
+    }
+
+    /// As [`Frozen::run`]; also the id of the last task that the program has made, attached and about to stop.
+    pub(crate) fn run_making(
+        &mut self,
+        pid: u32,
+        program: &Program,
+    ) -> Result<(Outcome, Option<u32>), CheckpointError> {
+        let mut made = None;
         let gone = || CheckpointError::Gone { pid };
         let process = self.processes.get_mut(&pid).ok_or_else(gone)?;
         let slot = process.slot.ok_or_else(gone)?;
@@ -317,11 +354,11 @@ impl Frozen {
         let mut run = stub::Run::new(slot, program);
         loop {
             match run.start(task)? {
-                Ok(running) => task = run.finish(running, &mut |_| {})?,
+                Ok(running) => task = run.finish(running, &mut |new| made = Some(new))?,
                 Err(task) => {
                     leader.held.append(&mut run.held);
                     leader.task = Some(task);
-                    return Ok(run.into_outcome());
+                    return Ok((run.into_outcome(), made));
                 }
             }
         }

@@ -11,6 +11,8 @@
 mod api;
 mod areas;
 mod capture;
+mod checkpoint;
+mod cow;
 mod cpu;
 mod files;
 mod freeze;
@@ -25,12 +27,14 @@ mod rebuild;
 mod scheduling;
 mod signals;
 mod timers;
+mod track;
 mod tree;
 mod vdso;
 mod waits;
 
 pub use api::*;
-pub use capture::checkpoint;
+pub use checkpoint::checkpoint;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::sigpipe_was_ignored;
+pub use track::Tracking;

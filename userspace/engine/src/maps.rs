@@ -19,11 +19,12 @@ pub(crate) struct Captured {
     pub(crate) areas: Vec<(Range<u64>, memory::Kind)>,
 }
 
-/// Reads the map of a stopped process; `ours` is left out. `space` will name its pages.
+/// Reads the map of a stopped process; `ours` is left out. `space` will name its pages. Of a `watched` process the
+/// write tracking (a userfaultfd of ours) is not told.
 pub(crate) fn capture(
     pid: u32,
     tracker: Option<&Tracker>,
-    space: u64,
+    (space, watched): (u64, bool),
     ours: &Range<u64>,
     table: &mut Table,
     refusals: &mut Vec<Refusal>,
@@ -40,6 +41,10 @@ pub(crate) fn capture(
     for area in areas.into_iter().flat_map(|area| without(area, ours)) {
         if area.path == "[vsyscall]" {
             continue;
+        }
+        let mut area = area;
+        if watched {
+            area.flags = area.flags.replace(" uw", "");
         }
         let mapping = match classify(pid, &area, table)? {
             Ok(mapping) => mapping,

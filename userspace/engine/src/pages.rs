@@ -1,33 +1,36 @@
 //! Pages: from processes and shared memory into an image, and back.
 
+use std::borrow::Borrow;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use images::{Checkpoint, FRAME_PAGES, Frame, Writer};
+use images::{Checkpoint, FRAME_PAGES, Frame, PageSet, Writer};
 use memory::{Object, PAGE_SIZE, ProcessMemory};
 
-use crate::{CheckpointError, Progress, RestoreError};
+use crate::{CheckpointError, Progress, RestoreError, procfs};
 
 /// More threads than this wait for the kernel to find free pages, and for each other.
 const MAX_THREADS: usize = 8;
 
 /// Where pages come from. Each has a space of its own.
 pub(crate) enum Source {
-    /// Private mappings of a stopped process, by address and without overlap.
+    /// Private mappings of a process, by address and without overlap.
     Process {
         space: u64,
         pid: u32,
         areas: Vec<(Range<u64>, memory::Kind)>,
+        /// It is not stopped.
+        runs: bool,
     },
-    /// A shared memory object of `size` bytes.
+    /// A shared memory object: the runs of pages of it that hold data, or some of them.
     Object {
         space: u64,
-        file: OwnedFd,
-        size: u64,
+        file: Arc<OwnedFd>,
+        areas: Vec<Range<u64>>,
     },
 }
 
@@ -54,27 +57,101 @@ pub(crate) struct Area {
     pub(crate) zero_matters: bool,
 }
 
-/// Writes every page of `sources` that holds content to the image. Returns how many there are.
+/// Pages of one source that were copied, and those that went away while that was done.
+#[derive(Default)]
+pub(crate) struct Copied {
+    pub(crate) pages: PageSet,
+    pub(crate) gone: PageSet,
+}
+
+/// Writes every page of `sources` that holds content to the image. Returns which ones, by source.
 pub(crate) fn dump(
     writer: &Writer,
-    sources: &[Source],
+    sources: &[impl Borrow<Source> + Sync],
+    threads: usize,
     progress: &dyn Progress,
-) -> Result<u64, CheckpointError> {
-    let borrowed: Vec<_> = sources.iter().map(Source::borrow).collect();
-    let total = sources.iter().map(Source::estimate).sum();
-    let meter = Meter::new(progress, total);
-    let pages = memory::copy_out(&borrowed, threads(), FRAME_PAGES, |chunk| {
-        writer.put(
-            sources[chunk.source].space(),
-            chunk.index,
-            chunk.pages,
-            chunk.data,
-        )?;
+) -> Result<Vec<Copied>, CheckpointError> {
+    let meter = Meter::new(
+        progress,
+        sources.iter().map(|s| s.borrow().estimate()).sum(),
+    );
+    let copied = copy(sources, threads, |chunk| {
+        let space = sources[chunk.source].borrow().space();
+        writer.put(space, chunk.index, chunk.pages, chunk.data)?;
         meter.add(chunk.data.len());
-        Ok::<_, CheckpointError>(())
+        Ok(())
     })?;
     meter.finish();
-    Ok(pages)
+    Ok(copied)
+}
+
+/// A chunk of pages in memory, on its way to the image.
+pub(crate) struct Held {
+    source: usize,
+    index: u64,
+    pages: Vec<u64>,
+    data: Vec<u8>,
+}
+
+/// As [`dump`], but only to memory, so that nobody waits for storage: [`put`] does the rest.
+pub(crate) fn hold(
+    sources: &[Source],
+    threads: usize,
+) -> Result<(Vec<Copied>, Vec<Held>), CheckpointError> {
+    let held = Mutex::new(Vec::new());
+    let copied = copy(sources, threads, |chunk| {
+        lock(&held).push(Held {
+            source: chunk.source,
+            index: chunk.index,
+            pages: chunk.pages.to_vec(),
+            data: chunk.data.to_vec(),
+        });
+        Ok(())
+    })?;
+    Ok((
+        copied,
+        held.into_inner().unwrap_or_else(PoisonError::into_inner),
+    ))
+}
+
+/// Writes to the image what [`hold`] has read from `sources`.
+pub(crate) fn put(
+    writer: &Writer,
+    sources: &[Source],
+    held: Vec<Held>,
+) -> Result<(), CheckpointError> {
+    for chunk in held {
+        let space = sources[chunk.source].space();
+        writer.put(space, chunk.index, &chunk.pages, &chunk.data)?;
+    }
+    Ok(())
+}
+
+fn copy(
+    sources: &[impl Borrow<Source>],
+    threads: usize,
+    sink: impl Fn(&memory::Chunk<'_>) -> Result<(), CheckpointError> + Sync,
+) -> Result<Vec<Copied>, CheckpointError> {
+    let borrowed: Vec<_> = sources.iter().map(|s| s.borrow().as_memory()).collect();
+    let copied = Mutex::new(
+        sources
+            .iter()
+            .map(|_| Copied::default())
+            .collect::<Vec<_>>(),
+    );
+    memory::copy_out(&borrowed, threads, FRAME_PAGES, |chunk| {
+        sink(&chunk)?;
+        let copied = &mut lock(&copied)[chunk.source];
+        copied.pages.extend(chunk.pages);
+        copied.gone.extend(chunk.gone);
+        Ok::<_, CheckpointError>(())
+    })?;
+    Ok(copied.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A thread that panicked has left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes every page that the image has of `targets` to its place. Returns how many it has written.
@@ -123,42 +200,53 @@ pub(crate) fn fill(
     Ok(pages + zeros)
 }
 
-fn threads() -> usize {
+/// One thread a processor.
+pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MAX_THREADS))
 }
 
 impl Source {
-    fn space(&self) -> u64 {
+    pub(crate) fn space(&self) -> u64 {
         match self {
             Self::Process { space, .. } | Self::Object { space, .. } => *space,
         }
     }
 
-    fn borrow(&self) -> memory::Source<'_> {
+    /// The same space, read from process `pid` in other areas.
+    pub(crate) fn with(&self, pid: u32, areas: Vec<(Range<u64>, memory::Kind)>) -> Self {
+        Self::Process {
+            space: self.space(),
+            pid,
+            areas,
+            runs: false,
+        }
+    }
+
+    fn as_memory(&self) -> memory::Source<'_> {
         match self {
-            Self::Process { pid, areas, .. } => memory::Source::Process { pid: *pid, areas },
-            Self::Object { file, size, .. } => memory::Source::Object {
+            Self::Process {
+                pid, areas, runs, ..
+            } => memory::Source::Process {
+                pid: *pid,
+                areas,
+                runs: *runs,
+            },
+            Self::Object { file, areas, .. } => memory::Source::Object {
                 object: Object::new(file.as_fd()),
-                size: *size,
+                areas,
             },
         }
     }
 
-    /// About how many bytes there are to write: good enough for a progress bar.
-    fn estimate(&self) -> u64 {
+    /// About how many bytes there are to write: good enough to decide how.
+    pub(crate) fn estimate(&self) -> u64 {
         match self {
-            Self::Process { pid, .. } => {
-                let statm =
-                    std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-                let resident = statm
-                    .split(' ')
-                    .nth(1)
-                    .and_then(|pages| pages.parse::<u64>().ok());
-                resident.unwrap_or(0) * PAGE_SIZE
+            // Of a part of a process, the part.
+            Self::Process { pid, areas, .. } => {
+                let bytes = areas.iter().map(|(range, _)| range.end - range.start).sum();
+                (procfs::resident(*pid) * PAGE_SIZE).min(bytes)
             }
-            Self::Object { file, .. } => {
-                nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_blocks as u64 * 512)
-            }
+            Self::Object { areas, .. } => areas.iter().map(|range| range.end - range.start).sum(),
         }
     }
 }

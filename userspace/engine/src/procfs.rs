@@ -121,6 +121,13 @@ pub(crate) fn numbered(directory: &str) -> Vec<u32> {
     all
 }
 
+/// Pages of a process that are in memory; 0 of one that has ended.
+pub(crate) fn resident(pid: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = statm.split(' ').nth(1);
+    pages.and_then(|pages| pages.parse().ok()).unwrap_or(0)
+}
+
 /// A symbolic link of /proc as text.
 pub(crate) fn link(path: &str) -> io::Result<String> {
     Ok(std::fs::read_link(path)?.to_string_lossy().into_owned())

@@ -10,12 +10,12 @@ use images::proto::process::State;
 use images::proto::{Process, Snapshot, Thread};
 use remote::seed::{self, Birth};
 use remote::stub::{self, Slot};
-use remote::{Arg, Expect, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
+use remote::{Arg, Expect, Outcome, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
 
 use crate::files::{outer, regular};
 use crate::pages::{self, Area, Target};
 use crate::plan::{Plan, Step};
-use crate::{Rebuilt, RestoreError, RestoreOptions, areas, tree, vdso, waits};
+use crate::{Rebuilt, RestoreError, RestoreOptions, Tracking, areas, track, tree, vdso, waits};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
@@ -32,6 +32,7 @@ pub fn rebuild(
         snapshot: checkpoint.snapshot(),
         tasks: BTreeMap::new(),
         init: None,
+        tracking: None,
     };
     match builder.build(checkpoint, options) {
         Ok(rebuilt) => Ok(rebuilt),
@@ -61,6 +62,8 @@ struct Builder<'a> {
     tasks: BTreeMap<u32, Task>,
     /// The init of the job's own pid namespace.
     init: Option<u32>,
+    /// What is known of its memory since it was filled.
+    tracking: Option<Tracking>,
 }
 
 /// Its number among the tasks.
@@ -118,6 +121,9 @@ impl Builder<'_> {
                 Step::Fill => {
                     options.progress.phase("pages");
                     self.fill(checkpoint, options)?;
+                    if options.watch {
+                        self.watch(checkpoint)?;
+                    }
                     options.progress.phase("state");
                 }
                 Step::Zombie { pid, wait_status } => self.zombie(*pid, *wait_status)?,
@@ -137,7 +143,12 @@ impl Builder<'_> {
             .get(&self.snapshot.root)
             .map_or(0, |task| task.outer as u32);
         self.let_go(options)?;
-        Ok(Rebuilt { root, init })
+        let tracking = self.tracking.take();
+        Ok(Rebuilt {
+            root,
+            init,
+            tracking,
+        })
     }
 
     fn init_outer(&self) -> Option<u32> {
@@ -443,11 +454,16 @@ impl Builder<'_> {
     }
 
     fn run(&mut self, tid: u32, what: &str, program: &Program) -> Result<(), RestoreError> {
+        self.ask(tid, what, program).map(drop)
+    }
+
+    /// As [`Self::run`], and gives what the calls gave.
+    fn ask(&mut self, tid: u32, what: &str, program: &Program) -> Result<Outcome, RestoreError> {
         let (task, slot) = self.take(tid)?;
-        let (task, _) = stub::run(slot, program, task, &mut |_| {})
+        let (task, outcome) = stub::run(slot, program, task, &mut |_| {})
             .map_err(|error| broke(&format!("{}: {what}", self.who(tid)), error))?;
         self.put(tid, task);
-        Ok(())
+        Ok(outcome)
     }
 
     /// Runs a program whose only call makes a task; gives its id as we see it, and as the job does.
@@ -607,6 +623,37 @@ impl Builder<'_> {
             targets.push(Target::Object { space, file, size });
         }
         pages::fill(checkpoint, &targets, options.progress).map(|_| ())
+    }
+
+    /// From here on, what is written is noted.
+    fn watch(&mut self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        let Ok(mut tracking) = Tracking::new() else {
+            return Ok(());
+        };
+        let shared = self.snapshot.shared.iter().map(|shared| shared.space);
+        tracking.reserve(shared.max().unwrap_or(0));
+        for process in &self.snapshot.processes {
+            let (Some(memory), Some(task)) = (&process.memory, self.tasks.get(&process.pid)) else {
+                continue;
+            };
+            let outer = task.outer as u32;
+            let (program, made) = track::userfaultfd();
+            let outcome = self.ask(process.pid, "make a userfaultfd", &program)?;
+            let fd = outcome.results[made] as u32;
+            let uffd = self.descriptor(process.pid, fd)?;
+            let mut program = Program::new();
+            program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
+            self.run(process.pid, "close the userfaultfd", &program)?;
+            tracking.adopt(outer, memory.space, uffd, checkpoint.pages(memory.space))?;
+        }
+        for &(maker, fd, space, _) in &self.plan.objects {
+            let stat = nix::sys::stat::fstat(self.descriptor(maker, fd)?);
+            let stat = stat.map_err(|errno| failed("looking at shared memory")(errno.into()))?;
+            let key = (stat.st_dev, stat.st_ino);
+            tracking.adopt_object(key, space, self.snapshot, checkpoint.pages(space))?;
+        }
+        self.tracking = Some(tracking);
+        Ok(())
     }
 
     /// Our duplicate of a descriptor of a process under construction.

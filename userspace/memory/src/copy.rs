@@ -4,23 +4,25 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Error, Kind, Object, PAGE_SIZE, Pagemap, ProcessMemory, pages_in};
+use crate::{Error, Kind, Object, PAGE_SIZE, Pagemap, ProcessMemory, pages_in, push_run};
 
 /// Something whose pages are copied out.
 pub enum Source<'a> {
-    /// Private mappings of a stopped process.
+    /// Private mappings of a process.
     Process {
         /// The process.
         pid: u32,
         /// Its mappings, or parts of them, by address and without overlap.
         areas: &'a [(Range<u64>, Kind)],
+        /// It is not stopped: pages may go away while they are copied.
+        runs: bool,
     },
     /// A shared memory object; its pages count from its start.
     Object {
         /// Open for reading.
         object: Object<'a>,
-        /// Bytes.
-        size: u64,
+        /// Runs of pages of it that hold data ([`Object::data`]), in bytes from its start, in order and without overlap.
+        areas: &'a [Range<u64>],
     },
 }
 
@@ -34,6 +36,8 @@ pub struct Chunk<'a> {
     pub pages: &'a [u64],
     /// The bytes of these pages, one after the other.
     pub data: &'a [u8],
+    /// Pages that a running process no longer lets anybody read.
+    pub gone: &'a [u64],
 }
 
 /// Chunks that one thread takes at a time: enough that threads do not wait for each other to find pages.
@@ -73,6 +77,7 @@ fn copy_batches<'f, 's: 'f, E: From<Error>>(
 ) -> Result<u64, E> {
     let mut buffer = vec![0; chunk_pages * PAGE_SIZE as usize];
     let mut numbers = Vec::with_capacity(chunk_pages);
+    let mut gone = Vec::new();
     let mut batch = Batch::default();
     let mut pages = 0;
     // The guard is a temporary of the condition, which drops it before the body runs.
@@ -84,7 +89,19 @@ fn copy_batches<'f, 's: 'f, E: From<Error>>(
                     .flat_map(|run| run.start / PAGE_SIZE..run.end / PAGE_SIZE),
             );
             let data = &mut buffer[..numbers.len() * PAGE_SIZE as usize];
+            gone.clear();
             match &sources[batch.source] {
+                Source::Process {
+                    pid, runs: true, ..
+                } => {
+                    let memory = ProcessMemory::new(*pid);
+                    match memory.read(&runs, data) {
+                        Err(Error::Read { .. }) => {
+                            read_what_is_there(&memory, &mut numbers, data, &mut gone)?;
+                        }
+                        other => other?,
+                    }
+                }
                 Source::Process { pid, .. } => ProcessMemory::new(*pid).read(&runs, data)?,
                 Source::Object { object, .. } => object.read(&runs, data)?,
             }
@@ -92,12 +109,38 @@ fn copy_batches<'f, 's: 'f, E: From<Error>>(
                 source: batch.source,
                 index,
                 pages: &numbers,
-                data,
+                data: &buffer[..numbers.len() * PAGE_SIZE as usize],
+                gone: &gone,
             })?;
             pages += numbers.len() as u64;
         }
     }
     Ok(pages)
+}
+
+/// Reads page by page; moves the numbers of those that cannot be read from `pages` to `gone`.
+fn read_what_is_there(
+    memory: &ProcessMemory,
+    pages: &mut Vec<u64>,
+    data: &mut [u8],
+    gone: &mut Vec<u64>,
+) -> Result<(), Error> {
+    let mut done = 0;
+    let mut failed = None;
+    pages.retain(|&page| {
+        let to = &mut data[done..done + PAGE_SIZE as usize];
+        let run = page * PAGE_SIZE..(page + 1) * PAGE_SIZE;
+        match memory.read(std::slice::from_ref(&run), to) {
+            Ok(()) => {
+                done += to.len();
+                return true;
+            }
+            Err(Error::Read { .. }) => gone.push(page),
+            Err(error) => failed = Some(error),
+        }
+        false
+    });
+    failed.map_or(Ok(()), Err)
 }
 
 /// Runs of one source for one thread to copy.
@@ -161,7 +204,7 @@ impl<'a> Finder<'a> {
     fn find(&mut self, source: &Source<'_>, runs: &mut Vec<Range<u64>>) -> Result<(), Error> {
         let limit = BATCH * self.chunk_pages;
         match source {
-            Source::Process { pid, areas } => {
+            Source::Process { pid, areas, .. } => {
                 let pagemap = match &self.pagemap {
                     Some(pagemap) => pagemap,
                     None => self.pagemap.insert(Pagemap::open(*pid)?),
@@ -176,9 +219,17 @@ impl<'a> Finder<'a> {
                     }
                 }
             }
-            Source::Object { object, size } => {
-                let rest = self.at..size.next_multiple_of(PAGE_SIZE);
-                self.at = object.some_data(rest, limit, runs)?;
+            Source::Object { areas, .. } => {
+                let mut left = limit;
+                while left > 0 && self.area < areas.len() {
+                    let area = &areas[self.area];
+                    let start = self.at.max(area.start);
+                    let run = start..area.end.min(start + left * PAGE_SIZE);
+                    self.at = run.end;
+                    self.area += usize::from(run.end == area.end);
+                    left -= pages_in(&run);
+                    push_run(runs, run);
+                }
             }
         }
         Ok(())

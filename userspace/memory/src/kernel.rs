@@ -9,6 +9,8 @@ const PAGEMAP_SCAN: u32 = 0xc060_6610;
 
 /// What a page is, as `PAGEMAP_SCAN` says it: `PAGE_IS_*` of include/uapi/linux/fs.h.
 pub(crate) mod is {
+    /// Was written since it was last write-protected, or never was protected.
+    pub(crate) const WRITTEN: u64 = 1 << 1;
     /// Belongs to a file, or to shared memory.
     pub(crate) const FILE: u64 = 1 << 2;
     /// Is in memory.
@@ -42,6 +44,7 @@ pub(crate) struct PageRegion {
 
 /// `struct pm_scan_arg`.
 #[repr(C)]
+#[derive(Default)]
 struct PmScanArg {
     size: u64,
     flags: u64,
@@ -73,6 +76,35 @@ impl Query {
     }
 }
 
+/// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: protect what is found; fail with EPERM where nobody registered for that.
+const PROTECT: u64 = 1 << 0 | 1 << 1;
+
+/// Finds the written pages of `start..end` and write-protects them in the same step. Returns how many regions it has filled
+/// in and the address where it stopped. Fails with EPERM when it meets a mapping that is not registered with a
+/// userfaultfd for `WP_ASYNC`; pages before it may have been protected by then.
+///
+/// The masks are those for which pagemap_scan_pmd_entry() in fs/proc/task_mmu.c has a fast path, which takes entries that
+/// are empty as written.
+pub(crate) fn collect_written(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    regions: &mut [PageRegion],
+) -> Result<(usize, u64), Errno> {
+    scan(
+        pagemap,
+        PmScanArg {
+            flags: PROTECT,
+            start,
+            end,
+            category_mask: is::WRITTEN,
+            return_mask: is::WRITTEN,
+            ..PmScanArg::default()
+        },
+        regions,
+    )
+}
+
 /// Finds pages of `start..end` that match, at most `max_pages` (0: any number).
 /// Returns how many regions it has filled in and the address where it stopped. Categories in `told` are
 /// reported, and regions that differ in them kept apart.
@@ -85,20 +117,30 @@ pub(crate) fn pagemap_scan(
     told: u64,
     regions: &mut [PageRegion],
 ) -> Result<(usize, u64), Errno> {
-    let mut arg = PmScanArg {
-        size: size_of::<PmScanArg>() as u64,
-        flags: 0,
-        start,
-        end,
-        walk_end: 0,
-        vec: regions.as_mut_ptr() as u64,
-        vec_len: regions.len() as u64,
-        max_pages,
-        category_inverted: query.not,
-        category_mask: query.not,
-        category_anyof_mask: query.any,
-        return_mask: told,
-    };
+    scan(
+        pagemap,
+        PmScanArg {
+            start,
+            end,
+            max_pages,
+            category_inverted: query.not,
+            category_mask: query.not,
+            category_anyof_mask: query.any,
+            return_mask: told,
+            ..PmScanArg::default()
+        },
+        regions,
+    )
+}
+
+fn scan(
+    pagemap: BorrowedFd<'_>,
+    mut arg: PmScanArg,
+    regions: &mut [PageRegion],
+) -> Result<(usize, u64), Errno> {
+    arg.size = size_of::<PmScanArg>() as u64;
+    arg.vec = regions.as_mut_ptr() as u64;
+    arg.vec_len = regions.len() as u64;
     loop {
         // SAFETY: `arg` is the structure this request takes, of the size it names; `vec` and `vec_len` describe
         // `regions`, which is borrowed mutably for the call and holds plain numbers.

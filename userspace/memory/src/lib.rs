@@ -9,6 +9,7 @@ mod object;
 mod pagemap;
 mod probe;
 mod process;
+pub mod track;
 pub mod uffd;
 
 use std::io;
@@ -16,10 +17,14 @@ use std::io;
 pub use copy::{Chunk, Source, copy_out};
 pub use object::Object;
 pub use pagemap::{Kind, Pagemap};
+pub use probe::{Tracking, tracking};
 pub use process::ProcessMemory;
 
 /// Bytes in a page. The only one on `x86_64`.
 pub const PAGE_SIZE: u64 = 4096;
+
+/// A set of page numbers. A page's number is its address divided by [`PAGE_SIZE`].
+pub type PageSet = roaring::RoaringTreemap;
 
 /// Why memory could not be looked at, read or written.
 #[derive(Debug, thiserror::Error)]

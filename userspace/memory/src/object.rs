@@ -11,7 +11,7 @@ use nix::sys::stat::fstat;
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, lseek};
 
-use crate::{Error, PAGE_SIZE, pages_in, push_run};
+use crate::{Error, PAGE_SIZE, push_run};
 
 /// A file of tmpfs or hugetlbfs that mappings share.
 #[derive(Debug, Clone, Copy)]
@@ -102,34 +102,31 @@ impl<'a> Object<'a> {
         unsafe { munmap(mapping, length.get()) }
     }
 
-    /// Appends to `runs` the next runs of `range` that hold data, at most `limit` pages. Returns the offset where it
-    /// stopped.
-    pub(crate) fn some_data(
-        &self,
-        range: Range<u64>,
-        limit: u64,
-        runs: &mut Vec<Range<u64>>,
-    ) -> Result<u64, Error> {
+    /// The runs of pages of its first `size` bytes that hold data.
+    ///
+    /// # Errors
+    /// [`Error::Object`] names the offset that cannot be looked at.
+    pub fn data(&self, size: u64) -> Result<Vec<Range<u64>>, Error> {
+        let end = size.next_multiple_of(PAGE_SIZE);
         let seek = |offset: u64, whence| match lseek(self.0, offset as i64, whence) {
-            Ok(found) => Ok((found as u64).min(range.end)),
+            Ok(found) => Ok((found as u64).min(end)),
             // No data from here to the end.
-            Err(Errno::ENXIO) => Ok(range.end),
+            Err(Errno::ENXIO) => Ok(end),
             Err(errno) => Err(failed(offset, errno)),
         };
-        let mut at = range.start;
-        let mut left = limit;
-        while at < range.end && left > 0 {
+        let mut runs = Vec::new();
+        let mut at = 0;
+        while at < end {
             let data = seek(at, Whence::SeekData)?;
-            if data == range.end {
-                return Ok(data);
+            if data == end {
+                break;
             }
-            let hole = seek(data, Whence::SeekHole)?.next_multiple_of(PAGE_SIZE);
-            let run = data..hole.min(data + left.saturating_mul(PAGE_SIZE));
-            at = run.end;
-            left -= pages_in(&run);
-            push_run(runs, run);
+            at = seek(data, Whence::SeekHole)?
+                .next_multiple_of(PAGE_SIZE)
+                .min(end);
+            push_run(&mut runs, data / PAGE_SIZE * PAGE_SIZE..at);
         }
-        Ok(at)
+        Ok(runs)
     }
 }
 

@@ -115,6 +115,13 @@ impl Pagemap {
         self.find(range, GUARDS, u64::MAX, out).map(|_| ())
     }
 
+    /// Whether a page is neither in memory nor in swap.
+    pub(crate) fn is_absent(&self, page: u64) -> Result<bool, Error> {
+        let mut raw = [0; 8];
+        (self.file.read_exact_at(&mut raw, page * 8)).map_err(|source| self.failed(source))?;
+        Ok(u64::from_ne_bytes(raw) & (entry::PRESENT | entry::SWAPPED) == 0)
+    }
+
     /// # Errors
     /// [`Error::Gone`] when the process no longer has the memory that this describes.
     pub(crate) fn check_alive(&self) -> Result<(), Error> {
@@ -254,7 +261,7 @@ impl Pagemap {
     }
 }
 
-fn failed(pid: u32, path: String, source: io::Error) -> Error {
+pub(crate) fn failed(pid: u32, path: String, source: io::Error) -> Error {
     // The files outlive the process, and then read as empty.
     let gone = source.kind() == io::ErrorKind::UnexpectedEof
         || matches!(source.raw_os_error(), Some(libc::ESRCH | libc::ENOENT));

@@ -2,15 +2,18 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::PAGE_SIZE;
 use crate::kernel::{PageRegion, entry, is, pagemap_scan};
 use crate::pagemap::Kind;
+use crate::track::{self, WriteProtect, WriteTracker, Written};
+use crate::{PAGE_SIZE, uffd};
 
 /// How this kernel tells what its pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,4 +130,75 @@ impl Drop for Sample {
         // SAFETY: the mapping is ours, and nobody holds a reference into it. Should unmapping fail, three pages leak.
         let _ = unsafe { munmap(self.start, SAMPLE_BYTES) };
     }
+}
+
+/// How this kernel can tell which pages were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tracking {
+    /// By write protection that it lifts by itself.
+    WriteProtect,
+    /// Not at all, and why.
+    None {
+        /// For people.
+        why: String,
+    },
+}
+
+/// Tries on pages of our own whether written pages are found, and pages that were not written are not.
+#[must_use]
+pub fn tracking() -> &'static Tracking {
+    static TRACKING: OnceLock<Tracking> = OnceLock::new();
+    TRACKING.get_or_init(|| match write_protect_works() {
+        Ok(true) => Tracking::WriteProtect,
+        Ok(false) => Tracking::None {
+            why: "write protection misses written pages on this kernel".into(),
+        },
+        Err(errno) => Tracking::None {
+            why: format!("userfaultfd write protection is not to be had here ({errno})"),
+        },
+    })
+}
+
+fn write_protect_works() -> Result<bool, Errno> {
+    let sample = Sample::new().ok_or(Errno::ENOSYS)?;
+    // SAFETY: takes flags, gives a descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, uffd::FLAGS) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: a descriptor just made, which nobody else knows.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut api = [uffd::API, track::FEATURES, 0];
+    // SAFETY: the request takes a structure of three words, which `api` is.
+    let done = unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            uffd::UFFDIO_API as libc::Ioctl,
+            api.as_mut_ptr(),
+        )
+    };
+    Errno::result(done)?;
+    let mut tracker = WriteProtect::new(std::process::id(), fd);
+    let start = sample.address();
+    let area = start..start + SAMPLE_BYTES as u64;
+    let mut collect = || {
+        let mut written = Written::default();
+        let done = tracker.collect(std::slice::from_ref(&area), &mut written);
+        done.map(|()| written).map_err(|_| Errno::EPROTO)
+    };
+    let first = collect()?;
+    let idle = collect()?;
+    // SAFETY: the address lies in the mapping of `sample`, which only this function knows.
+    unsafe {
+        sample
+            .start
+            .cast::<u8>()
+            .add(PAGE_SIZE as usize)
+            .write_volatile(2)
+    };
+    let after = collect()?;
+    let page = start / PAGE_SIZE + 1;
+    Ok(first.whole == [area.clone()]
+        && !idle.pages.contains(page)
+        && idle.whole.is_empty()
+        && after.pages.contains(page)
+        && after.whole.is_empty())
 }

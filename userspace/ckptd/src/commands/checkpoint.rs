@@ -31,6 +31,8 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 dir,
                 compress: args.compress,
                 kill: args.kill,
+                incremental: args.incremental,
+                max_freeze: args.max_freeze,
                 no_bpf: args.bpf.no_bpf,
             };
             of_job(&state, order, &meter)?
@@ -40,6 +42,8 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 dir: StoreDir { dir: args.dir }.path(),
                 compress: args.compress,
                 kill: args.kill,
+                incremental: false,
+                max_freeze: args.max_freeze,
                 no_bpf: args.bpf.no_bpf,
             };
             of_process(pid, args.name, &order, &meter)?
@@ -99,7 +103,7 @@ fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure>
         Some(reaper) => Target::supervised(root.pid, reaper.pid, stdio_of),
         None => Target::tree(root.pid),
     };
-    take(&state.name, &order, target, &Bpf::default(), meter)
+    take(&state.name, &order, target, None, &Bpf::default(), meter)
 }
 
 fn of_process(
@@ -118,5 +122,12 @@ fn of_process(
         .help("run ckptd from another terminal, or name a process further down (`pstree -p`)"));
     }
     let name = name.unwrap_or_else(|| format!("{}-{pid}", default_name(&comm)));
-    take(&name, order, Target::tree(pid), &Bpf::default(), meter)
+    take(
+        &name,
+        order,
+        Target::tree(pid),
+        None,
+        &Bpf::default(),
+        meter,
+    )
 }

@@ -55,6 +55,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
     let mut options = RestoreOptions {
         files: args.files.into(),
         init: Vec::new(),
+        watch: args.schedule.incremental,
         progress: &meter,
     };
 
@@ -107,7 +108,10 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         pid: rebuilt.root,
         namespace: rebuilt.init.is_some(),
     };
-    drop(checkpoint);
+    let mut tracking = rebuilt.tracking;
+    if let Some(tracking) = &mut tracking {
+        tracking.set_base(checkpoint);
+    }
     if let Some(pidfile) = &args.pidfile {
         // The job runs: a file that cannot be written does not end it.
         if let Err(error) = write_atomically(pidfile, format!("{}\n", rebuilt.root).as_bytes()) {
@@ -120,7 +124,8 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             tracing::debug!("whoever started the restore has gone: {error}");
         }
     }
-    post.supervise(signals, rebuilt.root, rebuilt.init, args.bpf)
+    let schedule = args.schedule.in_store(dir, args.bpf);
+    post.supervise(signals, (rebuilt.root, rebuilt.init), schedule, tracking)
         .mirror()
 }
 

@@ -20,5 +20,7 @@ pub(crate) fn execute(args: &Run) -> Result<ExitCode, Failure> {
     let signals = Signals::block()?;
     let post = Post::prepare(claim)?;
     let root = supervisor::spawn(&args.command, signals.original())?;
-    post.supervise(signals, root, None, args.bpf).mirror()
+    let schedule = args.schedule.in_store(args.store.path(), args.bpf);
+    post.supervise(signals, (root, None), schedule, None)
+        .mirror()
 }

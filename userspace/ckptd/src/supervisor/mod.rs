@@ -1,8 +1,8 @@
 //! The supervisor of one job: what `ckptd run` is, and `ckptd restore` becomes.
 //!
 //! It is the parent of the job's root and adopts the job's orphans, passes signals on, stops and ends as the root
-//! does, and takes checkpoints when a client asks for them. One thread does all of it (a second one loads eBPF programs and ends), and nothing of it is inside the job:
-//! when it is killed, the job runs on.
+//! does. A second thread takes checkpoints, so that signals are passed on meanwhile. Nothing of it is inside the
+//! job: when it is killed, the job runs on.
 
 mod control;
 mod ended;
@@ -10,25 +10,26 @@ pub(crate) mod protocol;
 mod signals;
 mod spawn;
 pub(crate) mod status;
+mod taker;
 
 pub(crate) use ended::Ended;
 pub(crate) use signals::Signals;
 pub(crate) use spawn::{spawn, spawn_self_in_background};
+pub(crate) use taker::Schedule;
 
-use crate::bpf::{Bpf, BpfArgs};
 use crate::failure::Failure;
 use crate::process::{self, ProcessId};
 use crate::registry::Claim;
 use crate::report::Report;
-use crate::take::{self, Target};
+use crate::take::Target;
 use control::Control;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use protocol::{Reply, Request};
+use protocol::Request;
 use rustix::process::WaitOptions;
 use signals::Surroundings;
 use status::{Fifo, News};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use taker::Taker;
 
 /// What must be ready before the job starts.
 pub(crate) struct Post {
@@ -57,19 +58,24 @@ impl Post {
         claim.path().join("status")
     }
 
-    /// Supervises the job until its root ends. `init` is the init of the job's own pid namespace.
+    /// Supervises the job until its root ends. `init` is the init of the job's own pid namespace, `tracking` what a restore
+    /// knows of the job's memory.
     pub(crate) fn supervise(
         mut self,
         signals: Signals,
-        root: u32,
-        init: Option<u32>,
-        bpf: BpfArgs,
+        (root, init): (u32, Option<u32>),
+        schedule: Schedule,
+        tracking: Option<engine::Tracking>,
     ) -> Ended {
         // The job runs already: without an entry it can be checkpointed by --pid only, but that is no reason to end it.
         if let Err(failure) = self.claim.set_running(root, init) {
             failure.print(false);
         }
-        let root_id = self.claim.state().root;
+        let state = self.claim.state();
+        let root_id = state.root;
+        let ours = std::process::id();
+        let target = Target::supervised(root, init.unwrap_or(ours), ours);
+        let taker = Taker::start(state.name.clone(), target, schedule, tracking);
         let mut supervisor = Supervisor {
             post: self,
             signals,
@@ -77,12 +83,11 @@ impl Post {
             root_id,
             init,
             last: None,
-            kept: None,
-            no_bpf: bpf.no_bpf,
-            bpf: Bpf::in_background(bpf.no_bpf),
         };
-        let ended = supervisor.work();
-        supervisor.say_goodbye();
+        let ended = supervisor.work(&taker);
+        if let Some(report) = taker.finish() {
+            say_goodbye(&report);
+        }
         ended
     }
 }
@@ -95,17 +100,13 @@ struct Supervisor {
     init: Option<u32>,
     /// What the init last said of the root's end.
     last: Option<Ended>,
-    /// The checkpoint after which the job was killed.
-    kept: Option<Report>,
-    /// The user wants none.
-    no_bpf: bool,
-    bpf: Arc<Bpf>,
 }
 
 impl Supervisor {
-    fn work(&mut self) -> Ended {
+    fn work(&mut self, taker: &Taker) -> Ended {
         loop {
-            if let Some(ended) = self.reap().or_else(|| self.hear_init()) {
+            let reaped = taker.unless_busy(|| self.reap());
+            if let Some(ended) = reaped.or_else(|| self.hear_init()) {
                 return ended;
             }
             self.wait();
@@ -114,20 +115,8 @@ impl Supervisor {
                     signals::send(self.root, received.signal);
                 }
             }
-            for (Request::Checkpoint(mut order), answer) in self.post.control.requests() {
-                let state = self.post.claim.state();
-                let reaper = self.init.unwrap_or_else(std::process::id);
-                let target = Target::supervised(self.root, reaper, std::process::id());
-                order.no_bpf |= self.no_bpf;
-                match take::take(&state.name, &order, target, &self.bpf, &answer) {
-                    Ok(report) => {
-                        if order.kill {
-                            self.kept = Some(report.clone());
-                        }
-                        answer.finish(&Reply::Done(report));
-                    }
-                    Err(failure) => answer.finish(&Reply::Failed(failure)),
-                }
+            for (Request::Checkpoint(order), answer) in self.post.control.requests() {
+                taker.request(order, answer);
             }
         }
     }
@@ -201,20 +190,18 @@ impl Supervisor {
             let _ = tcsetpgrp(&terminal, group);
         }
     }
+}
 
-    fn say_goodbye(&self) {
-        if let Some(report) = &self.kept {
-            // The whole job was killed: its pids are free for a restore only once everybody has been waited for.
-            while rustix::process::wait(WaitOptions::empty()).is_ok() {}
-            crate::output::tell(&format!(
-                "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}\n",
-                report.job,
-                report.sequence,
-                crate::output::command_line(&[report.dir.to_string_lossy()]),
-                report.job
-            ));
-        }
-    }
+/// After the whole job was killed on its checkpoint: its pids are free for a restore only once everybody has been waited for.
+fn say_goodbye(report: &Report) {
+    while rustix::process::wait(WaitOptions::empty()).is_ok() {}
+    crate::output::tell(&format!(
+        "ckptd: job {} checkpointed as {} and stopped; go on with: ckptd restore --dir {} {}\n",
+        report.job,
+        report.sequence,
+        crate::output::command_line(&[report.dir.to_string_lossy()]),
+        report.job
+    ));
 }
 
 impl Surroundings for Supervisor {

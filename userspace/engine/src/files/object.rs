@@ -73,7 +73,7 @@ pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Wh
     ));
     let own = own.map_err(unreadable)?;
     shared.id = table.shared.len() as u32 + 1;
-    shared.space = table.space();
+    shared.space = table.spaces.of_object(key);
     table.objects.push((shared.space, own.into(), shared.size));
     table.objects_by_inode.insert(key, shared.id);
     table.shared.push(shared);

@@ -16,7 +16,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 fn dumped(dir: &std::path::Path, sources: &[Source]) -> (u64, Checkpoint) {
     let job = Store::create(dir).unwrap().create_job("job").unwrap();
     let writer = job.begin(Compression::Fast, None).unwrap();
-    let pages = dump(&writer, sources, &Silent).unwrap();
+    let copied = dump(&writer, sources, 2, &Silent).unwrap();
+    let pages = copied.iter().map(|copied| copied.pages.len()).sum();
     writer
         .commit(proto::Snapshot::default(), proto::Statistics::default())
         .unwrap();
@@ -82,6 +83,7 @@ fn a_process_gets_back_what_it_had() {
             space: 3,
             pid,
             areas: areas.clone(),
+            runs: false,
         }],
     );
     assert!(pages > 0);
@@ -145,8 +147,8 @@ fn an_object_gets_back_what_it_had() {
         dir.path(),
         &[Source::Object {
             space: 9,
-            file: from,
-            size: 300 * PAGE_SIZE,
+            areas: Object::new(from.as_fd()).data(300 * PAGE_SIZE).unwrap(),
+            file: from.into(),
         }],
     );
     assert_eq!(pages, 200);
@@ -170,8 +172,8 @@ fn pages_without_a_place_refuse_the_image() {
         dir.path(),
         &[Source::Object {
             space: 1,
-            file: from,
-            size: 10 * PAGE_SIZE,
+            areas: Object::new(from.as_fd()).data(10 * PAGE_SIZE).unwrap(),
+            file: from.into(),
         }],
     );
     let small = Target::Object {
@@ -220,9 +222,10 @@ fn progress_ends_at_the_whole() {
         &writer,
         &[Source::Object {
             space: 1,
-            file: from,
-            size: 64 * PAGE_SIZE,
+            areas: Object::new(from.as_fd()).data(64 * PAGE_SIZE).unwrap(),
+            file: from.into(),
         }],
+        2,
         &last,
     )
     .unwrap();

@@ -79,22 +79,26 @@ fn processes_and_objects_come_out_whole() {
             &[9; 3 * PAGE],
         )
         .unwrap();
+    let data = Object::new(object.as_fd()).data(1 << 20).unwrap();
     let sources = [
         Source::Process {
             pid: children[0].pid(),
             areas: &areas,
+            runs: false,
         },
         Source::Object {
             object: Object::new(object.as_fd()),
-            size: 1 << 20,
+            areas: &data,
         },
         Source::Process {
             pid: children[1].pid(),
             areas: &areas,
+            runs: false,
         },
         Source::Process {
             pid: children[1].pid(),
             areas: &[],
+            runs: false,
         },
     ];
     let pages = copied(&sources).unwrap();
@@ -160,7 +164,11 @@ fn an_ended_process_is_an_error_not_a_hang() {
     let areas = [(region.all(), Kind::Anonymous)];
     let pid = child.pid();
     drop(child);
-    let answer = copied(&[Source::Process { pid, areas: &areas }]);
+    let answer = copied(&[Source::Process {
+        pid,
+        areas: &areas,
+        runs: false,
+    }]);
     assert!(matches!(answer, Err(Error::Gone { .. })), "{answer:?}");
     let answer = ProcessMemory::new(pid).write(&[region.range(0..1)], &[1; PAGE]);
     assert!(matches!(answer, Err(Error::Gone { .. })), "{answer:?}");
@@ -172,7 +180,11 @@ fn a_process_that_ends_midway_is_an_error() {
     let child = Mutex::new(Some(Child::new(|| region.fill(4095, 1))));
     let areas = [(region.all(), Kind::Anonymous)];
     let pid = child.lock().unwrap().as_ref().unwrap().pid();
-    let sources = [Source::Process { pid, areas: &areas }];
+    let sources = [Source::Process {
+        pid,
+        areas: &areas,
+        runs: false,
+    }];
     let answer = copy_out(&sources, 1, 8, |_| -> Result<(), Error> {
         child.lock().unwrap().take();
         Ok(())
@@ -188,6 +200,7 @@ fn a_failing_sink_ends_the_copy() {
     let sources = [Source::Process {
         pid: child.pid(),
         areas: &areas,
+        runs: false,
     }];
     let answer = copy_out(&sources, 2, 8, |chunk| match chunk.index {
         5 => Err(Error::Gone { pid: 5 }),

@@ -1,0 +1,174 @@
+//! The supervisor's thread that takes checkpoints, when a client asks and by the clock. The supervisor itself goes on passing
+//! signals meanwhile.
+
+use super::control::Answer;
+use super::protocol::Reply;
+use crate::bpf::Bpf;
+use crate::failure::Failure;
+use crate::report::Report;
+use crate::take::{self, Order, Target};
+use engine::{Silent, Tracking};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::getpid;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What `run` and `restore` say of later checkpoints.
+#[derive(Debug, Clone)]
+pub(crate) struct Schedule {
+    /// How they are taken when it is time.
+    pub order: Order,
+    /// How often; only on request without it.
+    pub every: Option<Duration>,
+    /// How many are kept when the clock has added one; all without it.
+    pub keep: Option<usize>,
+}
+
+/// The thread, from the supervisor's side.
+pub(crate) struct Taker {
+    requests: Sender<(Order, Answer)>,
+    thread: JoinHandle<Option<Report>>,
+    busy: Arc<Mutex<()>>,
+}
+
+impl Taker {
+    /// Starts the thread. `tracking` goes on where a restore has left it.
+    pub(crate) fn start(
+        name: String,
+        target: Target,
+        schedule: Schedule,
+        tracking: Option<Tracking>,
+    ) -> Self {
+        let (requests, inbox) = mpsc::channel();
+        let busy = Arc::new(Mutex::new(()));
+        let work = Work {
+            busy: Arc::clone(&busy),
+            bpf: Bpf::in_background(schedule.order.no_bpf),
+            name,
+            target,
+            schedule,
+            tracking,
+            warned: false,
+        };
+        Self {
+            requests,
+            thread: std::thread::spawn(move || work.run(&inbox)),
+            busy,
+        }
+    }
+
+    /// Runs `wait` unless a checkpoint is being taken; SIGCHLD comes when it is done. A wait for children would take away the stops of
+    /// those that the thread traces (kernel/exit.c, wait_consider_task: being traced by a thread of the parent's counts as by the parent).
+    pub(crate) fn unless_busy<T>(&self, wait: impl FnOnce() -> Option<T>) -> Option<T> {
+        let _guard = self.busy.try_lock().ok()?;
+        wait()
+    }
+
+    /// Has a checkpoint taken, after those that are asked for already.
+    pub(crate) fn request(&self, order: Order, answer: Answer) {
+        if let Err(mpsc::SendError((_, answer))) = self.requests.send((order, answer)) {
+            answer.finish(&Reply::Failed(Failure::new("the supervisor is ending")));
+        }
+    }
+
+    /// Waits until what is under way is done. Returns the checkpoint after which the job was killed.
+    pub(crate) fn finish(self) -> Option<Report> {
+        drop(self.requests);
+        self.thread.join().unwrap_or_default()
+    }
+}
+
+struct Work {
+    busy: Arc<Mutex<()>>,
+    bpf: Arc<Bpf>,
+    name: String,
+    target: Target,
+    schedule: Schedule,
+    tracking: Option<Tracking>,
+    /// The user knows that written pages cannot be told.
+    warned: bool,
+}
+
+impl Work {
+    fn run(mut self, inbox: &Receiver<(Order, Answer)>) -> Option<Report> {
+        let mut due = self.schedule.every.map(|every| Instant::now() + every);
+        loop {
+            let request = match due {
+                Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
+                None => inbox.recv().map_err(RecvTimeoutError::from),
+            };
+            match request {
+                Ok((mut order, answer)) => {
+                    order.no_bpf |= self.schedule.order.no_bpf;
+                    match self.take(&order, &answer) {
+                        Ok(report) => {
+                            answer.finish(&Reply::Done(report.clone()));
+                            if order.kill {
+                                return Some(report);
+                            }
+                        }
+                        Err(failure) => answer.finish(&Reply::Failed(failure)),
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.on_time();
+                    // Counted from its end: a checkpoint that takes longer than that must not follow itself.
+                    due = self.schedule.every.map(|every| Instant::now() + every);
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn take(&mut self, order: &Order, progress: &dyn engine::Progress) -> Result<Report, Failure> {
+        if order.incremental && self.tracking.is_none() {
+            match Tracking::new() {
+                Ok(tracking) => self.tracking = Some(tracking),
+                Err(why) if !self.warned => {
+                    self.warned = true;
+                    crate::output::tell(&format!(
+                        "ckptd: checkpoints of {} are whole: {why}\n",
+                        self.name
+                    ));
+                }
+                Err(_) => {}
+            }
+        }
+        let tracking = self.tracking.as_mut().filter(|_| order.incremental);
+        let guard = self.busy.lock();
+        let taken = take::take(
+            &self.name,
+            order,
+            self.target,
+            tracking,
+            &self.bpf,
+            progress,
+        );
+        drop(guard);
+        // Children may have ended meanwhile.
+        let _ = kill(getpid(), Signal::SIGCHLD);
+        taken
+    }
+
+    fn on_time(&mut self) {
+        let order = self.schedule.order.clone();
+        let done = self.take(&order, &Silent).and_then(|_| self.prune());
+        if let Err(failure) = done {
+            // Of a job that has just ended there is nothing to say.
+            if crate::process::name(self.target.root()).is_some() {
+                failure.print(false);
+            }
+        }
+    }
+
+    fn prune(&self) -> Result<(), Failure> {
+        let Some(keep) = self.schedule.keep else {
+            return Ok(());
+        };
+        let store = images::Store::open(&self.schedule.order.dir)?;
+        store.job(&self.name)?.prune(keep, false)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,277 @@
+//! The whole of a checkpoint: what happens while the job runs, what while it stands still, and in what order.
+
+use std::time::{Duration, Instant};
+
+use images::{PageSet, Writer, proto};
+
+use crate::capture::{Captured, capture};
+use crate::cow::Copy;
+use crate::freeze::Frozen;
+use crate::pages::{self, Copied, Held, Source};
+use crate::track::{Settled, Tracking};
+use crate::{CheckpointError, CheckpointOptions, CheckpointReport, areas};
+
+/// Most bytes that are held in memory for the time of the freeze.
+const MAX_HELD: u64 = 96 << 20;
+
+/// Bytes that two threads copy in a millisecond, about; the rest of the freeze takes its time too.
+const COPIED_PER_MS: u64 = 1 << 20;
+
+/// Takes a checkpoint. The job runs on, also when this fails or we die.
+///
+/// With `tracking`, of this job's earlier checkpoints, memory is copied while the job runs, and only what was written since the last
+/// one. Without, all of it, while the job stands still.
+///
+/// # Errors
+/// [`CheckpointError::Refused`] lists everything that could not be restored; nothing of the checkpoint stays in the store.
+pub fn checkpoint(
+    options: &CheckpointOptions<'_>,
+    mut tracking: Option<&mut Tracking>,
+) -> Result<CheckpointReport, CheckpointError> {
+    let begin = Instant::now();
+    let mut clock = Clock::new(options.progress);
+    let mut live = None;
+    if let Some(tracking) = tracking.as_deref_mut() {
+        clock.phase("watch");
+        tracking.begin(options.scope, options.job);
+        let base = tracking.base(options.job);
+        let mut writer = options.job.begin(options.compression, base)?;
+        clock.phase("copy");
+        tracking.copy(&mut writer, options.progress)?;
+        writer.next_round();
+        live = Some(writer);
+    }
+
+    clock.phase("freeze");
+    let mut frozen = Frozen::freeze(options.scope)?;
+    clock.phase("state");
+    let numbers = tracking
+        .as_deref_mut()
+        .map_or_else(Default::default, |tracking| {
+            tracking.drop_replaced();
+            tracking.numbers()
+        });
+    let captured = capture(&mut frozen, options, numbers)?;
+    let processes = &captured.snapshot.processes;
+    let threads = processes.iter().map(|process| process.threads.len()).sum();
+    let processes = processes.len();
+    clock.phase("pages");
+    let mut writer = match live {
+        Some(writer) => writer,
+        None => options.job.begin(options.compression, None)?,
+    };
+    let remainder = Remainder::read(
+        &writer,
+        &mut frozen,
+        &captured,
+        tracking.as_deref_mut(),
+        options,
+    )?;
+    let mut stopped = frozen.since.elapsed();
+    if !options.kill {
+        clock.phase("release");
+        frozen.release(false);
+        stopped = frozen.since.elapsed();
+    }
+
+    clock.phase("commit");
+    let Captured {
+        snapshot, numbers, ..
+    } = captured;
+    let settled = remainder.put(&mut writer, options)?;
+    let statistics = proto::Statistics {
+        phases: clock.records(),
+        stopped_ns: stopped.as_nanos() as u64,
+        total_ns: begin.elapsed().as_nanos() as u64,
+        ..Default::default()
+    };
+    let committed = writer.commit(snapshot, statistics)?;
+    if options.kill {
+        frozen.release(true);
+        stopped = frozen.since.elapsed();
+    }
+    if let Some(tracking) = tracking {
+        let base = options.job.checkpoint(Some(committed.sequence))?;
+        tracking.committed(base, settled, &numbers);
+    }
+    clock.finish();
+    Ok(CheckpointReport {
+        sequence: committed.sequence,
+        processes,
+        threads,
+        pages: committed.pages,
+        bytes: committed.bytes,
+        stopped,
+        total: begin.elapsed(),
+        phases: clock.phases,
+    })
+}
+
+/// What the job's memory still lacked in the image when it stood still.
+#[derive(Default)]
+struct Remainder {
+    /// Watched address spaces, or parts of them, read into memory.
+    sources: Vec<Source>,
+    held: Vec<Held>,
+    /// The same, to be read from copies while the job runs on.
+    copied: Vec<Source>,
+    copies: Vec<Copy>,
+    settled: Vec<Settled>,
+    lost: Vec<(u64, PageSet)>,
+}
+
+impl Remainder {
+    fn read(
+        writer: &Writer,
+        frozen: &mut Frozen,
+        Captured {
+            snapshot,
+            sources,
+            numbers,
+        }: &Captured,
+        tracking: Option<&mut Tracking>,
+        options: &CheckpointOptions<'_>,
+    ) -> Result<Self, CheckpointError> {
+        let threads = pages::threads();
+        let Some(tracking) = tracking else {
+            pages::dump(writer, sources, threads, options.progress)?;
+            return Ok(Self::default());
+        };
+        let mut this = Self {
+            lost: tracking.lost(),
+            ..Self::default()
+        };
+        let remaining = tracking.remaining(snapshot, numbers, sources)?;
+        let bytes: u64 = remaining.iter().map(Source::estimate).sum();
+        let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
+        if bytes <= limit.min(MAX_HELD) {
+            this.sources = remaining;
+        } else {
+            for source in remaining {
+                this.copy(frozen, snapshot, source);
+            }
+        }
+        let (whole, known): (Vec<_>, Vec<_>) =
+            sources.iter().partition(|source| !tracking.tracks(source));
+        for source in known {
+            this.settled.push(tracking.settle(source)?);
+        }
+        let copied = if this.sources.iter().map(Source::estimate).sum::<u64>() <= MAX_HELD {
+            let (copied, held) = pages::hold(&this.sources, threads)?;
+            this.held = held;
+            copied
+        } else {
+            pages::dump(writer, &this.sources, threads, options.progress)?
+        };
+        this.found(
+            &this.sources.iter().map(Source::space).collect::<Vec<_>>(),
+            copied,
+        );
+        pages::dump(writer, &whole, threads, options.progress)?;
+        Ok(this)
+    }
+
+    /// Has a source read from a copy of its process, as far as a fork copies it; where that fails, all of it is read at once.
+    fn copy(&mut self, frozen: &mut Frozen, snapshot: &proto::Snapshot, source: Source) {
+        let Source::Process {
+            space, pid, areas, ..
+        } = &source
+        else {
+            return self.sources.push(source);
+        };
+        match Copy::of(frozen, *pid) {
+            Ok(copy) => {
+                let memory = snapshot.processes.iter().filter_map(|p| p.memory.as_ref());
+                let mappings = memory.filter(|memory| memory.space == *space);
+                let left_out: Vec<_> = mappings
+                    .flat_map(|memory| &memory.mappings)
+                    .filter(|m| areas::has(&m.vm_flags, "dc") || areas::has(&m.vm_flags, "wf"))
+                    .collect();
+                let (now, later): (Vec<_>, Vec<_>) = areas.iter().cloned().partition(|(run, _)| {
+                    let inside = |m: &&proto::Mapping| m.start <= run.start && run.end <= m.end;
+                    left_out.iter().copied().any(|m| inside(&m))
+                });
+                self.sources.push(source.with(*pid, now));
+                self.copied.push(source.with(copy.pid, later));
+                self.copies.push(copy);
+            }
+            Err(error) => {
+                tracing::debug!("process {pid} cannot be copied: {error}");
+                self.sources.push(source);
+            }
+        }
+    }
+
+    fn found(&mut self, spaces: &[u64], copied: Vec<Copied>) {
+        for (space, copied) in spaces.iter().zip(copied) {
+            for settled in self.settled.iter_mut().filter(|s| s.space == *space) {
+                settled.found(&copied.pages);
+            }
+        }
+    }
+
+    /// Completes the image, beside the running job.
+    fn put(
+        mut self,
+        writer: &mut Writer,
+        options: &CheckpointOptions<'_>,
+    ) -> Result<Vec<Settled>, CheckpointError> {
+        pages::put(writer, &self.sources, std::mem::take(&mut self.held))?;
+        if !self.copied.is_empty() {
+            writer.next_round();
+            let threads = (pages::threads() / 2).max(1);
+            let copied = pages::dump(writer, &self.copied, threads, options.progress)?;
+            self.found(
+                &self.copied.iter().map(Source::space).collect::<Vec<_>>(),
+                copied,
+            );
+            self.copies.clear();
+        }
+        for (space, pages) in &self.lost {
+            writer.forget(*space, pages);
+        }
+        for settled in &self.settled {
+            writer.forget(settled.space, &settled.forgotten);
+            writer.keep(settled.space, settled.kept.clone())?;
+        }
+        Ok(self.settled)
+    }
+}
+
+/// Measures phases and tells of them.
+struct Clock<'a> {
+    phases: Vec<(&'static str, Duration)>,
+    since: Instant,
+    progress: &'a dyn crate::Progress,
+}
+
+impl<'a> Clock<'a> {
+    fn new(progress: &'a dyn crate::Progress) -> Self {
+        Self {
+            phases: Vec::new(),
+            since: Instant::now(),
+            progress,
+        }
+    }
+
+    fn phase(&mut self, name: &'static str) {
+        self.finish();
+        self.phases.push((name, Duration::ZERO));
+        self.progress.phase(name);
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, time)) = self.phases.last_mut() {
+            *time = self.since.elapsed();
+        }
+        self.since = Instant::now();
+    }
+
+    fn records(&self) -> Vec<proto::Phase> {
+        let record = |(name, time): &(&'static str, Duration)| proto::Phase {
+            name: (*name).to_owned(),
+            nanoseconds: time.as_nanos() as u64,
+        };
+        self.phases.iter().map(record).collect()
+    }
+}

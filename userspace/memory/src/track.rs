@@ -1,0 +1,225 @@
+//! Which pages of a process were written since somebody last asked, while it runs.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use crate::kernel::{PageRegion, collect_written};
+use crate::pagemap::failed;
+use crate::uffd::{self, Userfault, feature};
+use crate::{Error, PAGE_SIZE, PageSet, Pagemap};
+
+/// Features of the userfaultfd that [`WriteProtect`] works with.
+pub const FEATURES: u64 = feature::WP_ASYNC | feature::WP_UNPOPULATED | feature::WP_HUGETLBFS_SHMEM;
+
+/// What was written. A page that is in neither was not.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Written {
+    /// Pages. Some may hold nothing: they were given back, or never touched.
+    pub pages: PageSet,
+    /// Ranges that nobody watched: whatever was there before is no longer to be trusted. By address, without overlap.
+    pub whole: Vec<Range<u64>>,
+}
+
+impl Written {
+    /// Adds what `other` has.
+    pub fn add(&mut self, other: &Self) {
+        self.pages |= &other.pages;
+        self.whole.extend_from_slice(&other.whole);
+        normalize(&mut self.whole);
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty() && self.whole.is_empty()
+    }
+
+    /// The runs of all that is in it, inside `range`, by address.
+    #[must_use]
+    pub fn runs(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = self
+            .whole
+            .iter()
+            .map(|whole| whole.start.max(range.start)..whole.end.min(range.end))
+            .filter(|run| !run.is_empty())
+            .collect();
+        runs.extend(page_runs(&self.pages, range));
+        normalize(&mut runs);
+        runs
+    }
+
+    /// Takes out of `pages` whatever is in it.
+    pub fn subtract_from(&self, pages: &mut PageSet) {
+        *pages -= &self.pages;
+        for range in &self.whole {
+            pages.remove_range(range.start / PAGE_SIZE..range.end / PAGE_SIZE);
+        }
+    }
+}
+
+/// The runs of `pages` inside `range`, as bytes, by address.
+#[must_use]
+pub fn page_runs(pages: &PageSet, range: &Range<u64>) -> Vec<Range<u64>> {
+    let (first, end) = (range.start / PAGE_SIZE, range.end.div_ceil(PAGE_SIZE));
+    let mut iter = pages.iter();
+    iter.advance_to(first);
+    let mut runs = Vec::new();
+    for page in iter.take_while(|&page| page < end) {
+        crate::push_run(&mut runs, page * PAGE_SIZE..(page + 1) * PAGE_SIZE);
+    }
+    runs
+}
+
+/// Sorts ranges and joins those that touch or overlap.
+fn normalize(ranges: &mut Vec<Range<u64>>) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, kept| {
+        let joins = next.start <= kept.end;
+        if joins {
+            kept.end = kept.end.max(next.end);
+        }
+        joins
+    });
+}
+
+/// Finds written pages of one address space.
+pub trait WriteTracker: Send {
+    /// Adds to `written` what was written in `areas` since the last time, and begins anew. Areas are mappings, or parts of
+    /// them, by address and without overlap; those that are new, or replaced, come whole, and are watched from here on.
+    ///
+    /// The process may run: a page that is written after its turn is found the next time.
+    ///
+    /// # Errors
+    /// [`Error::Gone`]: the address space is no more (exit, or exec), or the kernel does not say. What was written is not lost: it is in
+    /// `written`, or still to be found.
+    fn collect(&mut self, areas: &[Range<u64>], written: &mut Written) -> Result<(), Error>;
+
+    /// Those of `pages` that were given back without a trace in what [`WriteTracker::collect`] finds. Asked of a stopped process,
+    /// after a collect of the areas that `pages` lie in.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    fn vanished(&self, pages: &PageSet) -> Result<PageSet, Error>;
+}
+
+/// Write protection that the kernel lifts by itself (`UFFD_FEATURE_WP_ASYNC`, Linux 6.7), and `PAGEMAP_SCAN`.
+#[derive(Debug)]
+pub struct WriteProtect {
+    pid: u32,
+    uffd: Userfault,
+}
+
+/// Most bytes of touching mappings that are asked about at once. Where one of them is new, all count as written.
+const BATCH: u64 = 2 << 20;
+
+/// Bytes that one system call looks at: faults of the running process wait for no longer than that takes.
+const STEP: u64 = 64 << 20;
+
+/// What one entry of a page middle directory spans.
+const BLOCK: u64 = 2 << 20;
+
+impl WriteProtect {
+    /// Watches process `pid` with a userfaultfd of its own that was given [`FEATURES`].
+    #[must_use]
+    pub fn new(pid: u32, uffd: OwnedFd) -> Self {
+        Self {
+            pid,
+            uffd: Userfault::new(uffd),
+        }
+    }
+
+    /// The address space that the userfaultfd belongs to is still there.
+    fn check_alive(&self) -> Result<(), Error> {
+        // Nothing is mapped at the first page, of which the kernel says ENOENT only after it has found the address space.
+        match self.uffd.write_protect(&(0..PAGE_SIZE), false) {
+            Err(Errno::ESRCH) => Err(Error::Gone { pid: self.pid }),
+            _ => Ok(()),
+        }
+    }
+
+    /// One batch; EPERM where one of its mappings is not watched.
+    fn scan(
+        &self,
+        pagemap: &File,
+        range: &Range<u64>,
+        written: &mut PageSet,
+    ) -> Result<Result<(), Errno>, Error> {
+        let mut regions = [PageRegion::default(); 512];
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / STEP + 1) * STEP);
+            match collect_written(pagemap.as_fd(), at, end, &mut regions) {
+                Ok((filled, stopped)) => {
+                    for region in &regions[..filled] {
+                        written.insert_range(region.start / PAGE_SIZE..region.end / PAGE_SIZE);
+                    }
+                    if stopped <= at {
+                        return Ok(Err(Errno::EPERM));
+                    }
+                    at = stopped;
+                }
+                Err(Errno::ESRCH) => return Err(Error::Gone { pid: self.pid }),
+                Err(errno) => return Ok(Err(errno)),
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl WriteTracker for WriteProtect {
+    fn collect(&mut self, areas: &[Range<u64>], written: &mut Written) -> Result<(), Error> {
+        let path = format!("/proc/{}/pagemap", self.pid);
+        let pagemap = File::open(&path).map_err(|source| failed(self.pid, path, source))?;
+        let mut ignored = PageSet::new();
+        for batch in batches(areas) {
+            let range = batch[0].start..batch[batch.len() - 1].end;
+            if self.scan(&pagemap, &range, &mut written.pages)?.is_ok() {
+                continue;
+            }
+            // Not even where a mapping of the batch was watched can we know what the failed scan has seen.
+            written.whole.push(range);
+            for area in batch {
+                // Who cannot be watched (another userfaultfd has it, or it went away) comes whole the next time too.
+                if self.uffd.register(area, uffd::mode::WP).is_ok() {
+                    let _ = self.scan(&pagemap, area, &mut ignored)?;
+                    ignored.clear();
+                }
+            }
+        }
+        normalize(&mut written.whole);
+        self.check_alive()
+    }
+
+    /// The scan passes over page tables that are gone altogether (pagemap_scan_pte_hole() in fs/proc/task_mmu.c), so one
+    /// page of every block that a page table covers is looked at: where it is gone, all are.
+    fn vanished(&self, pages: &PageSet) -> Result<PageSet, Error> {
+        let pagemap = Pagemap::open(self.pid)?;
+        let mut vanished = PageSet::new();
+        let mut iter = pages.iter();
+        let per_block = BLOCK / PAGE_SIZE;
+        while let Some(page) = iter.next() {
+            let block = page / per_block * per_block..(page / per_block + 1) * per_block;
+            if pagemap.is_absent(page)? {
+                vanished.insert_range(block.clone());
+            }
+            iter.advance_to(block.end);
+        }
+        vanished &= pages;
+        Ok(vanished)
+    }
+}
+
+/// Areas that touch, up to [`BATCH`] bytes together.
+fn batches(areas: &[Range<u64>]) -> impl Iterator<Item = &[Range<u64>]> {
+    let mut start = areas.first().map_or(0, |area| area.start);
+    areas.chunk_by(move |area, next| {
+        let together = area.end == next.start && next.end - start <= BATCH;
+        if !together {
+            start = next.start;
+        }
+        together
+    })
+}

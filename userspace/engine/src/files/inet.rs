@@ -133,10 +133,11 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
         state @ (ESTABLISHED | HALF_CLOSED | CLOSE_WAIT) => {
             socket.peer = sockets::name(fd, true).map_err(unreadable)?;
             let writes = state != HALF_CLOSED;
-            let mut poll_ = [PollFd::new(fd.as_fd(), PollFlags::POLLRDHUP)];
+            // A flag that `PollFlags` has no name for, and so does not show.
+            let wanted = PollFlags::from_bits_retain(libc::POLLRDHUP);
+            let mut poll_ = [PollFd::new(fd.as_fd(), wanted)];
             let _ = poll(&mut poll_, PollTimeout::ZERO);
-            let events = poll_[0].revents().unwrap_or(PollFlags::empty());
-            if state == ESTABLISHED && events.contains(PollFlags::POLLRDHUP) {
+            if state == ESTABLISHED && poll_[0].revents().is_none() {
                 let why = "it reads no more (shutdown(2)), which is not supported yet";
                 return Err((why.to_owned(), "checkpoint when it is closed".to_owned()));
             }

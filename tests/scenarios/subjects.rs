@@ -28,6 +28,10 @@ macro_rules! subjects {
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
+            fn chain() { interrupt(&SUBJECT, Way::Chain, Pids::Free); }
+            #[test]
+            fn chain_pids_taken() { interrupt(&SUBJECT, Way::Chain, Pids::Taken); }
+            #[test]
             fn by_pid() { interrupt(&SUBJECT, Way::ByPid, Pids::Free); }
             #[test]
             fn full_pids_taken() { interrupt(&SUBJECT, Way::Killed, Pids::Taken); }
@@ -76,6 +80,7 @@ subjects! {
     mappings = own("mappings");
     reserve = own("reserve");
     vdso = own("vdso");
+    writing = own("writing");
     mm_layout = own("mm_layout");
 
     // Signals and timers.

@@ -10,7 +10,10 @@ use crate::{Job, Subject, helper, skip};
 pub enum Way {
     /// One whole checkpoint, the job running on; then everything is killed; one eager restore.
     Full,
-    /// The same, killed by `checkpoint --kill`.
+    /// Several incremental checkpoints, the job running on; then everything is killed; the last is restored, saved incrementally on top
+    /// of that and killed again, and restored once more.
+    Chain,
+    /// As the first, killed by `checkpoint --kill`.
     Killed,
     /// Not killed at all: the checkpointed job itself runs to its end.
     RunsOn,
@@ -23,6 +26,7 @@ impl Way {
     fn checkpoints(self) -> &'static [&'static [&'static str]] {
         match self {
             Self::Full | Self::RunsOn | Self::ByPid => &[&[]],
+            Self::Chain => &[&["--incremental"], &["--incremental"], &["--incremental"]],
             Self::Killed => &[&["--kill"]],
         }
     }
@@ -30,6 +34,7 @@ impl Way {
     /// The arguments of the restore; none without one.
     fn restore(self) -> Option<&'static [&'static str]> {
         match self {
+            Self::Chain => Some(&["--incremental"]),
             Self::Full | Self::Killed | Self::ByPid => Some(&[]),
             Self::RunsOn => None,
         }
@@ -61,7 +66,7 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
-        Way::Full | Way::Killed | Way::RunsOn => Job::start(subject),
+        Way::Full | Way::Chain | Way::Killed | Way::RunsOn => Job::start(subject),
     };
     let Some(mut job) = started else { return };
     let taken = job.processes();
@@ -80,6 +85,12 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
             Err(why) => return skip(subject.name, &why),
         },
     };
+    if way == Way::Chain {
+        job.restore(arguments);
+        job.await_restored();
+        let _ = job.checkpoint(&["--incremental", "--kill"]).expect(0);
+        job.kill_all();
+    }
     job.go();
     job.restore(arguments);
     job.finish();

@@ -13,6 +13,7 @@ mod registry;
 mod report;
 mod supervisor;
 mod take;
+mod upkeep;
 
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};

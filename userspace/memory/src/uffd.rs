@@ -43,6 +43,8 @@ pub mod mode {
 
 /// `O_CLOEXEC | O_NONBLOCK`, for userfaultfd(2).
 pub const FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+/// `UFFD_USER_MODE_ONLY`, for userfaultfd(2): faults in the kernel raise SIGBUS instead of waiting (Linux 5.11).
+pub const USER_MODE_ONLY: u64 = 1;
 /// The request that must come first, with three words: [`API`], features (in and out), and ioctls (out).
 pub const UFFDIO_API: u64 = 0xc018_aa3f;
 /// The only version of the interface.

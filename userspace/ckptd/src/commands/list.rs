@@ -30,7 +30,10 @@ struct Row {
     /// Nanoseconds since the epoch.
     taken_at: Option<u64>,
     processes: Option<usize>,
+    /// Bytes on disk that it needs.
     bytes: Option<u64>,
+    /// Those of them that no other checkpoint needs.
+    own_bytes: Option<u64>,
     /// Why it cannot be read.
     damage: Option<String>,
 }
@@ -78,7 +81,9 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
     let state = running.iter().find(|state| state.name == job.name());
     let mut command = state.map(|state| state.command.clone()).unwrap_or_default();
     let mut checkpoints = Vec::new();
+    let usage = job.usage()?;
     for sequence in job.sequences()? {
+        let usage = usage.iter().find(|usage| usage.sequence == sequence);
         let row = match job.checkpoint(Some(sequence)) {
             Ok(checkpoint) => {
                 let snapshot = checkpoint.snapshot();
@@ -90,6 +95,7 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
                     taken_at: Some(checkpoint.manifest().created_at),
                     processes: Some(snapshot.processes.len()),
                     bytes: Some(checkpoint.bytes()),
+                    own_bytes: usage.map(|usage| usage.own),
                     damage: None,
                 }
             }
@@ -98,6 +104,7 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
                 taken_at: None,
                 processes: None,
                 bytes: None,
+                own_bytes: None,
                 damage: Some(error.to_string()),
             },
         };
@@ -138,6 +145,7 @@ fn text(entries: &[Entry], dir: &Path) -> String {
             ("TAKEN", Align::Left),
             ("PROCESSES", Align::Right),
             ("SIZE", Align::Right),
+            ("OWN", Align::Right),
             ("", Align::Left),
         ]);
         for row in &entry.checkpoints {
@@ -148,6 +156,7 @@ fn text(entries: &[Entry], dir: &Path) -> String {
                     .map(|count| count.to_string())
                     .unwrap_or_default(),
                 row.bytes.map(size).unwrap_or_default(),
+                row.own_bytes.map(size).unwrap_or_default(),
                 row.damage.as_deref().map(plain).unwrap_or_default(),
             ]);
         }

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod completions;
+mod diff;
 mod doctor;
 mod init;
 mod list;
@@ -27,6 +28,7 @@ pub(crate) fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::List(args) => list::execute(&args),
         Command::Show(args) => show::execute(&args),
         Command::Verify(args) => verify::execute(&args),
+        Command::Diff(args) => diff::execute(&args),
         Command::Prune(args) => prune::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
         Command::Completions(args) => completions::execute(&args),

@@ -7,6 +7,7 @@ use crate::bpf::Bpf;
 use crate::failure::Failure;
 use crate::report::Report;
 use crate::take::{self, Order, Target};
+use crate::upkeep::Upkeep;
 use engine::{Silent, Tracking};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
@@ -22,8 +23,8 @@ pub(crate) struct Schedule {
     pub order: Order,
     /// How often; only on request without it.
     pub every: Option<Duration>,
-    /// How many are kept when the clock has added one; all without it.
-    pub keep: Option<usize>,
+    /// Which are kept when the clock has added one.
+    pub keep: images::Keep,
 }
 
 /// The thread, from the supervisor's side.
@@ -50,6 +51,7 @@ impl Taker {
             target,
             schedule,
             tracking,
+            upkeep: Upkeep::default(),
             warned: false,
         };
         Self {
@@ -87,6 +89,7 @@ struct Work {
     target: Target,
     schedule: Schedule,
     tracking: Option<Tracking>,
+    upkeep: Upkeep,
     /// The user knows that written pages cannot be told.
     warned: bool,
 }
@@ -104,6 +107,7 @@ impl Work {
                     order.no_bpf |= self.schedule.order.no_bpf;
                     match self.take(&order, &answer) {
                         Ok(report) => {
+                            self.tidy(&order, images::Keep::default());
                             answer.finish(&Reply::Done(report.clone()));
                             if order.kill {
                                 return Some(report);
@@ -154,21 +158,23 @@ impl Work {
 
     fn on_time(&mut self) {
         let order = self.schedule.order.clone();
-        let done = self.take(&order, &Silent).and_then(|_| self.prune());
-        if let Err(failure) = done {
+        match self.take(&order, &Silent) {
+            Ok(_) => self.tidy(&order, self.schedule.keep),
             // Of a job that has just ended there is nothing to say.
-            if crate::process::name(self.target.root()).is_some() {
+            Err(failure) if crate::process::name(self.target.root()).is_some() => {
                 failure.print(false);
             }
+            Err(_) => {}
         }
     }
 
-    fn prune(&self) -> Result<(), Failure> {
-        let Some(keep) = self.schedule.keep else {
-            return Ok(());
-        };
-        let store = images::Store::open(&self.schedule.order.dir)?;
-        store.job(&self.name)?.prune(keep, false)?;
-        Ok(())
+    /// Has old checkpoints and dead pages removed, beside what comes next.
+    fn tidy(&mut self, order: &Order, keep: images::Keep) {
+        let job = images::Store::open(&order.dir).and_then(|store| store.job(&self.name));
+        if let Ok(job) = job
+            && (order.incremental || !keep.all())
+        {
+            self.upkeep.begin(job, keep);
+        }
     }
 }

@@ -130,6 +130,9 @@ subjects! {
     deleted_directories = own("deleted_directories");
     shm_files = own("shm_files");
     locks = own("locks");
+    unix_pairs = own("unix_pairs");
+    unix_names = own("unix_names");
+    tcp = own("tcp");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);

@@ -10,8 +10,11 @@ use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
 use images::{Checkpoint, PAGE_SIZE, PageSet};
 use remote::Program;
 
+use crate::files::inet::{self, rebuild::Connections};
+use crate::files::unix::rebuild::{self, Sockets};
 use crate::files::{
-    Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular, timerfd,
+    self, Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular,
+    timerfd,
 };
 use crate::host::Host;
 use crate::{
@@ -240,6 +243,10 @@ pub(crate) fn make(
     refusals.extend(check_shape(snapshot));
     let objects = snapshot.shared.iter();
     refusals.extend(objects.filter_map(|shared| object::check(shared, snapshot.root)));
+    let files_ = snapshot.files.iter();
+    refusals.extend(files_.filter_map(|file| rebuild::check(file, snapshot.root)));
+    let files_ = snapshot.files.iter();
+    refusals.extend(files_.filter_map(|file| inet::check(file, snapshot.root)));
     let cut = check_files(snapshot, files, &mut refusals);
     if !refusals.is_empty() {
         return Err(refusals);
@@ -255,7 +262,10 @@ pub(crate) fn make(
             "report this program",
         )]
     })?;
-    let ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    let mut ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    if files::has_sockets(&snapshot.files) {
+        ours += 2 * (snapshot.files.len() + 1);
+    }
     let outer = free_descriptors(&processes, ours as u32);
     let terminals_taken =
         pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
@@ -271,6 +281,7 @@ pub(crate) fn make(
         processes: &snapshot.processes,
         outer,
         base: outer + 3,
+        objects: snapshot.shared.len() as u32,
         terminals,
     };
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
@@ -337,6 +348,49 @@ pub(crate) fn make(
             steps.push(Step::Dead { pid, place, flags });
         }
     }
+    let sockets = Sockets::new(&making, &host.credentials);
+    stage(&mut steps, "make Unix sockets", &|shell, process| {
+        sockets.create(shell, process);
+    });
+    stage(&mut steps, "connect Unix sockets", &|shell, process| {
+        sockets.connect(shell, process);
+    });
+    stage(&mut steps, "accept connections", &|shell, process| {
+        sockets.accept(shell, process);
+    });
+    stage(&mut steps, "take over Unix sockets", &|shell, process| {
+        sockets.hand_over(shell, process);
+    });
+    stage(&mut steps, "fill Unix sockets", &|shell, process| {
+        sockets.fill(shell, process, host.send_buffer);
+    });
+    stage(&mut steps, "finish Unix sockets", &|shell, process| {
+        sockets.finish(shell, process);
+    });
+    let connections = Connections::new(&making);
+    stage(&mut steps, "make TCP sockets", &|shell, process| {
+        connections.create(shell, process);
+    });
+    for connection in connections.connections() {
+        stage(&mut steps, "listen", &|shell, process| {
+            connections.prepare(shell, process, connection);
+        });
+        stage(&mut steps, "connect", &|shell, process| {
+            connections.connect(shell, process, connection);
+        });
+        stage(&mut steps, "accept", &|shell, process| {
+            connections.accept(shell, process, connection);
+        });
+    }
+    stage(&mut steps, "take over TCP sockets", &|shell, process| {
+        connections.hand_over(shell, process);
+    });
+    stage(&mut steps, "fill TCP sockets", &|shell, process| {
+        connections.fill(shell, process, host.send_buffer);
+    });
+    stage(&mut steps, "finish TCP sockets", &|shell, process| {
+        connections.finish(shell, process);
+    });
     stage(&mut steps, "take over terminals", &|shell, process| {
         making.make_terminals(shell, process);
     });

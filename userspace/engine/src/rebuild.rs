@@ -113,6 +113,7 @@ impl Builder<'_> {
     ) -> Result<Rebuilt, RestoreError> {
         raise_open_files();
         options.progress.phase("processes");
+        crate::files::inet::rebuild::clear(self.snapshot);
         if self.plan.namespace {
             self.make_init()?;
         }

@@ -87,7 +87,7 @@ fn a_checkpoint_has_all_of_the_memory() {
     let Some(mut job) = saved("200") else { return };
     fs::remove_file(job.work.join("go")).unwrap();
     job.restore(&["--lazy"]);
-    job.await_restored();
+    job.await_running();
     let _ = job.checkpoint(&[]).expect(0);
     job.kill_all();
     job.go();

@@ -85,6 +85,7 @@ subjects! {
     reserve = own("reserve");
     paging = own("paging");
     vdso = own("vdso");
+    writing = own("writing");
     mm_layout = own("mm_layout");
 
     // Signals and timers.

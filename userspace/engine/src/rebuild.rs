@@ -8,7 +8,9 @@ use images::Checkpoint;
 use images::proto::mapping::Kind;
 use images::proto::process::State;
 use images::proto::{Process, Snapshot, Thread};
+use memory::SoftDirty;
 use memory::serve::{Label, Vault};
+use memory::track::WriteProtect;
 use remote::seed::{self, Birth};
 use remote::stub::{self, Slot};
 use remote::{Arg, Expect, Outcome, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
@@ -705,6 +707,12 @@ impl Builder<'_> {
                 continue;
             };
             let outer = task.outer as u32;
+            let pages = checkpoint.pages(memory.space);
+            if !track::by_userfaultfd() {
+                let tracker = Box::new(SoftDirty::new(outer));
+                tracking.adopt(outer, memory.space, tracker, pages)?;
+                continue;
+            }
             let (program, made) = track::userfaultfd();
             let outcome = self.ask(process.pid, "make a userfaultfd", &program)?;
             let fd = outcome.results[made] as u32;
@@ -712,7 +720,8 @@ impl Builder<'_> {
             let mut program = Program::new();
             program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
             self.run(process.pid, "close the userfaultfd", &program)?;
-            tracking.adopt(outer, memory.space, uffd, checkpoint.pages(memory.space))?;
+            let tracker = Box::new(WriteProtect::new(outer, uffd));
+            tracking.adopt(outer, memory.space, tracker, pages)?;
         }
         for &(maker, fd, space, _) in &self.plan.objects {
             let stat = nix::sys::stat::fstat(self.descriptor(maker, fd)?);

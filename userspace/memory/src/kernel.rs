@@ -27,6 +27,7 @@ pub(crate) mod is {
 pub(crate) mod entry {
     /// Page frame number, 0 without `CAP_SYS_ADMIN`; only where `PRESENT`.
     pub(crate) const FRAME: u64 = (1 << 55) - 1;
+    pub(crate) const SOFT_DIRTY: u64 = 1 << 55;
     pub(crate) const GUARD: u64 = 1 << 58;
     pub(crate) const FILE: u64 = 1 << 61;
     pub(crate) const SWAPPED: u64 = 1 << 62;

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use crate::kernel::{self, Look, PageRegion};
 use crate::pagemap::failed;
 use crate::uffd::{self, Userfault, feature};
-use crate::{Error, PAGE_SIZE, PageSet, Pagemap};
+use crate::{Error, Kind, PAGE_SIZE, PageSet, Pagemap};
 
 /// Features of the userfaultfd that [`WriteProtect`] works with.
 pub const FEATURES: u64 = feature::WP_ASYNC | feature::WP_UNPOPULATED | feature::WP_HUGETLBFS_SHMEM;
@@ -95,7 +95,8 @@ pub trait WriteTracker: Send {
     /// them, by address and without overlap; those that are new, or replaced, come whole, and are watched from here on.
     ///
     /// Pages of files, which a private mapping shows until they are written, are not told of, unless the areas are `shared`.
-    /// The process may run: a page that is written after its turn is found the next time.
+    /// The process may run, unless it [must not](WriteTracker::needs_stop): a page that is written after its turn is found the
+    /// next time.
     ///
     /// # Errors
     /// [`Error::Gone`]: the address space is no more (exit, or exec), or the kernel does not say. What was written is not lost: it is in
@@ -113,6 +114,16 @@ pub trait WriteTracker: Send {
     /// # Errors
     /// The kernel does not say.
     fn vanished(&self, pages: &PageSet) -> Result<PageSet, Error>;
+
+    /// Whether what is written in the middle of a collect is lost: then whoever shares the address space must be stopped for it.
+    fn needs_stop(&self) -> bool {
+        false
+    }
+
+    /// Whether what is written to memory of this kind is found. Else all of it counts as written, always.
+    fn covers(&self, _kind: Kind) -> bool {
+        true
+    }
 }
 
 /// Write protection that the kernel lifts by itself (`UFFD_FEATURE_WP_ASYNC`, Linux 6.7), and `PAGEMAP_SCAN`.

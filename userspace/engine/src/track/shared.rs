@@ -59,7 +59,9 @@ impl Object {
         let mut seen = BTreeSet::new();
         for (number, range, offset) in views {
             seen.insert((*number, range.start, range.end, *offset));
-            let Some(space) = spaces.values_mut().find(|space| space.number == *number) else {
+            let space = (spaces.values_mut()).find(|space| space.number == *number);
+            // A tracker that has to stop for it begins anew for the whole process, not for this mapping alone.
+            let Some(space) = space.filter(|space| !space.tracker.needs_stop()) else {
                 self.unknown = true;
                 continue;
             };

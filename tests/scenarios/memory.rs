@@ -76,7 +76,7 @@ fn check(mode: Mode, case: &Case) {
             }
             Event::Look => driver.look("running"),
             Event::Delete(which) if some > 1 => driver.delete(which.index(some)),
-            Event::Keep(count) => driver.keep(*count),
+            Event::Keep(count) if some > 0 => driver.keep(*count),
             Event::Restore(which, look) if some > 0 => {
                 driver.restore(which.index(some));
                 if let Some(steps) = look {
@@ -86,7 +86,7 @@ fn check(mode: Mode, case: &Case) {
                     driver.look(&format!("{steps} steps after a restore"));
                 }
             }
-            Event::Delete(_) | Event::Restore(..) => {}
+            Event::Delete(_) | Event::Keep(_) | Event::Restore(..) => {}
         }
     }
     for index in 0..driver.checkpoints.len() {

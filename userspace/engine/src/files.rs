@@ -239,7 +239,7 @@ impl Table {
             sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
         let mut descriptors = Vec::new();
         for (fd, told) in bulk::list(pid, tracker) {
-            if let Some(descriptor) = told.as_ref().and_then(|told| bulk::plain(self, told)) {
+            if let Some(descriptor) = told.as_ref().and_then(|told| bulk::plain(self, pid, told)) {
                 descriptors.push(descriptor);
                 continue;
             }

@@ -69,10 +69,10 @@ fn check(mode: Mode, case: &Case) {
         match event {
             Event::Checkpoint(steps, way) => {
                 driver.advance(*steps);
-                driver.checkpoint(0, way.get(mode.checkpoint));
+                driver.checkpoint(0, way.get::<&[&str]>(mode.checkpoint));
             }
             Event::CheckpointRunning(steps, way) => {
-                driver.checkpoint(*steps, way.get(mode.checkpoint));
+                driver.checkpoint(*steps, way.get::<&[&str]>(mode.checkpoint));
             }
             Event::Look => driver.look("running"),
             Event::Delete(which) if some > 1 => driver.delete(which.index(some)),

@@ -30,6 +30,10 @@ macro_rules! subjects {
             #[test]
             fn by_pid() { interrupt(&SUBJECT, Way::ByPid, Pids::Free); }
             #[test]
+            fn incremental() { interrupt(&SUBJECT, Way::Incremental, Pids::Free); }
+            #[test]
+            fn incremental_first() { interrupt(&SUBJECT, Way::IncrementalFirst, Pids::Free); }
+            #[test]
             fn full_pids_taken() { interrupt(&SUBJECT, Way::Killed, Pids::Taken); }
         })*
     };

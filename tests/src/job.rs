@@ -83,6 +83,15 @@ impl Job {
     /// When it does not get ready.
     #[must_use]
     pub fn start(subject: &Subject) -> Option<Self> {
+        Self::start_with(subject, &[])
+    }
+
+    /// The same, with arguments for `ckptd run`.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    #[must_use]
+    pub fn start_with(subject: &Subject, arguments: &[&str]) -> Option<Self> {
         let program = match subject.build() {
             Ok(program) => program,
             Err(why) => {
@@ -92,7 +101,7 @@ impl Job {
         };
         let mut job = Self::prepare(subject.name);
         let work = job.work.clone();
-        job.run(&[program.as_os_str(), work.as_os_str()], &[]);
+        job.run_with(arguments, &[program.as_os_str(), work.as_os_str()], &[]);
         job.await_ready(subject.name).then_some(job)
     }
 
@@ -147,8 +156,19 @@ impl Job {
 
     /// `ckptd run ... -- words`.
     pub fn run<Word: AsRef<OsStr>>(&mut self, words: &[Word], environment: &[(&str, &str)]) {
+        self.run_with(&[], words, environment);
+    }
+
+    /// `ckptd run arguments ... -- words`.
+    pub fn run_with<Word: AsRef<OsStr>>(
+        &mut self,
+        arguments: &[&str],
+        words: &[Word],
+        environment: &[(&str, &str)],
+    ) {
         let mut command = self.ckptd("run");
-        command.arg("--name").arg(&self.name).arg("--").args(words);
+        command.args(arguments).arg("--name").arg(&self.name);
+        command.arg("--").args(words);
         command.envs(environment.iter().copied());
         self.spawn(command);
     }

@@ -16,14 +16,29 @@ pub enum Way {
     RunsOn,
     /// Started by somebody else, and checkpointed by its process id.
     ByPid,
+    /// Several incremental checkpoints; then everything is killed and the last is restored.
+    Incremental,
+    /// The same, and the first is restored.
+    IncrementalFirst,
 }
 
 impl Way {
+    /// The arguments of `ckptd run`.
+    fn run(self) -> &'static [&'static str] {
+        match self {
+            Self::Incremental | Self::IncrementalFirst => &["--incremental"],
+            Self::Full | Self::Killed | Self::RunsOn | Self::ByPid => &[],
+        }
+    }
+
     /// The arguments of each checkpoint, in order.
     fn checkpoints(self) -> &'static [&'static [&'static str]] {
         match self {
             Self::Full | Self::RunsOn | Self::ByPid => &[&[]],
             Self::Killed => &[&["--kill"]],
+            Self::Incremental | Self::IncrementalFirst => {
+                &[&["--incremental"], &["--incremental"], &["--incremental"]]
+            }
         }
     }
 
@@ -31,6 +46,8 @@ impl Way {
     fn restore(self) -> Option<&'static [&'static str]> {
         match self {
             Self::Full | Self::Killed | Self::ByPid => Some(&[]),
+            Self::Incremental => Some(&["--incremental"]),
+            Self::IncrementalFirst => Some(&["--incremental", "--at", "1"]),
             Self::RunsOn => None,
         }
     }
@@ -61,7 +78,7 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
-        Way::Full | Way::Killed | Way::RunsOn => Job::start(subject),
+        _ => Job::start_with(subject, way.run()),
     };
     let Some(mut job) = started else { return };
     let taken = job.processes();

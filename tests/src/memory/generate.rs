@@ -337,7 +337,7 @@ impl Actor<'_> {
 
     fn guard(&mut self) -> Option<(Area, What)> {
         let remove = self.dice.roll(3) == 0;
-        let area = self.some(ARENA, |page| page.is_private() && (page.guard || !remove))?;
+        let area = self.some(ARENA, |page| page.guard || !remove)?;
         let advice = if remove {
             MADV_GUARD_REMOVE
         } else {

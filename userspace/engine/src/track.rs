@@ -140,7 +140,7 @@ impl Tracking {
             source: std::io::Error::other(error),
         })?;
         let mut tracker = WriteProtect::new(pid, uffd);
-        let ranges: Vec<_> = areas.into_iter().map(|(range, _)| range).collect();
+        let ranges = watched(&areas);
         // All that is there was just put there.
         tracker.collect(&ranges, &mut Written::default())?;
         let space = Space {
@@ -476,20 +476,26 @@ impl Space {
     /// Looks which pages of a running process were written.
     fn look(&mut self, pid: u32) -> Result<(), CheckpointError> {
         self.areas = areas::private(pid)?;
-        let ranges: Vec<_> = self.areas.iter().map(|(range, _)| range.clone()).collect();
-        self.collect(&ranges)
+        self.areas.retain(|(_, kind)| is_watched(*kind));
+        self.collect(&watched(&self.areas))
     }
 
     /// The same once it is stopped, with mappings that are known exactly.
     fn look_at(&mut self, areas: &[Area]) -> Result<(), CheckpointError> {
-        let ranges: Vec<_> = areas.iter().map(|(range, _)| range.clone()).collect();
-        self.collect(&ranges)?;
+        self.collect(&watched(areas))?;
         // What was taken for something else while it ran was not looked at rightly.
-        let mut mistaken = Written::default();
-        if !self.late {
-            let unseen = |(range, kind): &Area| not_among(range, *kind, &self.areas);
-            mistaken.whole = areas.iter().flat_map(unseen).collect();
-        }
+        let unseen = |(range, kind): &Area| match (is_watched(*kind), self.late) {
+            (true, true) => Vec::new(),
+            (true, false) => not_among(range, *kind, &self.areas),
+            (false, _) => vec![range.clone()],
+        };
+        let huge = areas.iter().filter(|(_, kind)| *kind == memory::Kind::Huge);
+        let huge: Vec<_> = huge.map(|(range, _)| range.clone()).collect();
+        let pages = &self.present | &self.copied;
+        let mistaken = Written {
+            whole: areas.iter().flat_map(unseen).collect(),
+            pages: self.tracker.doubtful(&pages, &huge)?,
+        };
         self.written.add(&mistaken);
         self.todo.add(&mistaken);
         Ok(())
@@ -527,6 +533,18 @@ impl Space {
             runs,
         }
     }
+}
+
+/// Whether writes to such mappings are watched. In those of files MADV_GUARD_INSTALL would never end where pages are write-protected:
+/// it tries until nothing is left there, but the protection is left (madvise_guard_install() in mm/madvise.c).
+fn is_watched(kind: memory::Kind) -> bool {
+    kind != memory::Kind::PrivateFile
+}
+
+/// Those of `areas` that are watched.
+fn watched(areas: &[Area]) -> Vec<Range<u64>> {
+    let watched = areas.iter().filter(|(_, kind)| is_watched(*kind));
+    watched.map(|(range, _)| range.clone()).collect()
 }
 
 /// The parts of `range` that lie in no area of that kind.

@@ -115,6 +115,15 @@ impl Pagemap {
         self.find(range, GUARDS, u64::MAX, out).map(|_| ())
     }
 
+    /// Appends to `out` the runs of pages in `range` that are in memory and belong to no file.
+    pub(crate) fn own(&self, range: Range<u64>, out: &mut Vec<Range<u64>>) -> Result<(), Error> {
+        let own = Query {
+            not: is::GUARD | is::SWAPPED | is::FILE,
+            any: is::PRESENT,
+        };
+        self.find(range, own, u64::MAX, out).map(|_| ())
+    }
+
     /// Whether a page is neither in memory nor in swap.
     pub(crate) fn is_absent(&self, page: u64) -> Result<bool, Error> {
         let mut raw = [0; 8];

@@ -97,6 +97,13 @@ pub trait WriteTracker: Send {
     /// `written`, or still to be found.
     fn collect(&mut self, areas: &[Range<u64>], written: &mut Written) -> Result<(), Error>;
 
+    /// Those of `pages` in `areas`, private mappings of huge pages, that may hold something else by now though
+    /// [`WriteTracker::collect`] does not find them. Asked of a stopped process, after a collect of these areas.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    fn doubtful(&self, pages: &PageSet, areas: &[Range<u64>]) -> Result<PageSet, Error>;
+
     /// Those of `pages` that were given back without a trace in what [`WriteTracker::collect`] finds. Asked of a stopped process,
     /// after a collect of the areas that `pages` lie in.
     ///
@@ -191,6 +198,22 @@ impl WriteTracker for WriteProtect {
         }
         normalize(&mut written.whole);
         self.check_alive()
+    }
+
+    /// In such mappings a page that is given back (`MADV_DONTNEED`) leaves its write protection behind
+    /// (__unmap_hugepage_range() in mm/hugetlb.c), which looks as if nothing had happened, or as if the page were in swap.
+    fn doubtful(&self, pages: &PageSet, areas: &[Range<u64>]) -> Result<PageSet, Error> {
+        let pagemap = Pagemap::open(self.pid)?;
+        let mut doubtful = PageSet::new();
+        let mut sure = Vec::new();
+        for run in areas.iter().flat_map(|area| page_runs(pages, area)) {
+            doubtful.insert_range(run.start / PAGE_SIZE..run.end / PAGE_SIZE);
+            pagemap.own(run, &mut sure)?;
+        }
+        for run in sure {
+            doubtful.remove_range(run.start / PAGE_SIZE..run.end / PAGE_SIZE);
+        }
+        Ok(doubtful)
     }
 
     /// The scan passes over page tables that are gone altogether (pagemap_scan_pte_hole() in fs/proc/task_mmu.c), so one

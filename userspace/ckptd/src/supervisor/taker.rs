@@ -103,8 +103,7 @@ impl Work {
                 Ok((mut order, answer)) => {
                     order.no_bpf |= self.schedule.order.no_bpf;
                     // A whole one would take the marks of our write tracking for the job's own.
-                    order.incremental |=
-                        self.schedule.order.incremental || self.tracking.is_some();
+                    order.incremental |= self.schedule.order.incremental || self.tracking.is_some();
                     match self.take(&order, &answer) {
                         Ok(report) => {
                             answer.finish(&Reply::Done(report.clone()));

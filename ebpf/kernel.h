@@ -2,7 +2,8 @@
 /*
  * The few kernel structures that the programs here read, with the few members they read of them. Where a member really
  * lies is filled in when a program is loaded, from the running kernel's own description (BTF); what a kernel may lack is
- * asked for with bpf_core_field_exists. Order and completeness do not matter.
+ * asked for with bpf_core_field_exists. Order and completeness do not matter. Arrays of open length have one element here: what relocates
+ * the programs takes index 0 of an empty one for a mistake.
  */
 #ifndef CKPTD_KERNEL_H
 #define CKPTD_KERNEL_H
@@ -32,18 +33,56 @@ struct super_block {
 };
 
 struct inode {
+	__u16 i_mode;
 	unsigned long i_ino;
+	void *i_flctx;
 	struct super_block *i_sb;
 };
 
+struct path {
+	void *dentry;
+};
+
+struct fown_struct {
+	void *pid;
+	int signum;
+};
+
 struct file {
+	__u32 f_flags;
 	struct inode *f_inode;
+	struct path f_path;
+	long long f_pos;
+	/* Since Linux 6.12. */
+	struct fown_struct *f_owner;
+};
+
+/* Before. */
+struct file___embedded {
+	struct fown_struct f_owner;
+};
+
+struct fdtable {
+	unsigned long *close_on_exec;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
 };
 
 struct mm_struct {
 	unsigned long start_brk;
 	unsigned long brk;
 	unsigned long start_stack;
+	/* Up to Linux 6.17. */
+	unsigned long flags;
+};
+
+/* Since. */
+struct mm_struct___bitmap {
+	struct {
+		unsigned long __mm_flags[1];
+	} flags;
 };
 
 struct vm_operations_struct {
@@ -67,12 +106,121 @@ struct vm_area_struct {
 	unsigned long vm_pgoff;
 	struct file *vm_file;
 	void *vm_private_data;
+	/* Up to Linux 6.1 in one place with `shared`, which is for files. */
 	struct anon_vma_name *anon_name;
+	struct {
+		unsigned long rb_subtree_last;
+	} shared;
+};
+
+/* kernel_cap_t */
+struct kernel_capabilities {
+	__u8 bits[8];
+};
+
+/* kuid_t, kgid_t */
+struct kernel_id {
+	__u32 val;
+};
+
+struct group_info {
+	int ngroups;
+	struct kernel_id gid[1];
+};
+
+struct cred {
+	struct kernel_id uid;
+	struct kernel_id gid;
+	struct kernel_id suid;
+	struct kernel_id sgid;
+	struct kernel_id euid;
+	struct kernel_id egid;
+	struct kernel_id fsuid;
+	struct kernel_id fsgid;
+	__u32 securebits;
+	struct kernel_capabilities cap_inheritable;
+	struct kernel_capabilities cap_permitted;
+	struct kernel_capabilities cap_effective;
+	struct kernel_capabilities cap_bset;
+	struct kernel_capabilities cap_ambient;
+	struct group_info *group_info;
+};
+
+struct fs_struct {
+	int umask;
+};
+
+struct upid {
+	int nr;
+	void *ns;
+};
+
+struct pid {
+	__u32 level;
+	struct upid numbers[1];
+};
+
+struct sigset {
+	unsigned long sig[1];
+};
+
+struct sigaction {
+	void *sa_handler;
+	unsigned long sa_flags;
+	void *sa_restorer;
+	struct sigset sa_mask;
+};
+
+struct k_sigaction {
+	struct sigaction sa;
+};
+
+struct sighand_struct {
+	struct k_sigaction action[64];
+};
+
+struct hrtimer {
+	__u8 state;
+};
+
+struct cpu_itimer {
+	__u64 expires;
+	__u64 incr;
+};
+
+/* hlist_head since Linux 6.13, list_head before. */
+struct hlist_head {
+	void *first;
+};
+
+struct signal_struct {
+	unsigned int is_child_subreaper : 1;
+	struct hlist_head posix_timers;
+	struct hrtimer real_timer;
+	long long it_real_incr;
+	struct cpu_itimer it[2];
 };
 
 struct task_struct {
 	__s32 pid;
 	__s32 tgid;
+	__u32 pdeath_signal;
+	__u32 personality;
+	unsigned long atomic_flags;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	void *clear_child_tid;
+	const struct cred *real_cred;
+	char comm[16];
+	struct fs_struct *fs;
+	struct files_struct *files;
+	struct mm_struct *mm;
+	struct signal_struct *signal;
+	struct sighand_struct *sighand;
+	unsigned long sas_ss_sp;
+	unsigned long sas_ss_size;
+	unsigned int sas_ss_flags;
+	__u64 timer_slack_ns;
 };
 
 struct seq_file;
@@ -91,6 +239,18 @@ struct bpf_iter__task_vma {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
 	struct vm_area_struct *vma;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
 };
 
 #endif

@@ -11,6 +11,16 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 #define PAGE_SHIFT 12
 
+/* prctl(2), PR_SET_VMA */
+static __always_inline int may_be_named(__u32 kind, struct vm_area_struct *vma)
+{
+	if (!bpf_core_field_exists(vma->anon_name))
+		return 0;
+	return kind == MAPPING_ANONYMOUS ||
+	       (kind == MAPPING_FILE &&
+		bpf_core_field_offset(vma->anon_name) != bpf_core_field_offset(vma->shared));
+}
+
 SEC("iter/task_vma")
 int mappings(struct bpf_iter__task_vma *ctx)
 {
@@ -49,8 +59,7 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	} else if (mm && vma->vm_start <= mm->start_stack && vma->vm_end >= mm->start_stack) {
 		record.kind = MAPPING_STACK;
 	}
-	if ((record.kind == MAPPING_ANONYMOUS || record.kind == MAPPING_FILE) &&
-	    bpf_core_field_exists(vma->anon_name)) {
+	if (may_be_named(record.kind, vma)) {
 		struct anon_vma_name *anonymous = vma->anon_name;
 
 		if (anonymous)

@@ -39,4 +39,75 @@ struct mapping {
 	__u32 named;
 };
 
+/* Paths that are longer, with their end, are left to user space: this has to fit on the stack of a program. */
+#define PATH_SIZE 256
+
+struct descriptor {
+	/* Which open file it leads to. */
+	__u64 file;
+	__u64 inode;
+	__u64 position;
+	__u32 fd;
+	/* As in struct mapping. */
+	__u32 device;
+	/* S_IF* and permissions. */
+	__u32 mode;
+	/* O_* as /proc/PID/fdinfo shows them: with O_CLOEXEC. */
+	__u32 flags;
+	/* Whether there may be more to know: it has or had locks, or sends signals. */
+	__u32 special;
+	/* Bytes that follow: where it leads, with a zero at the end; 0 where that does not fit. */
+	__u32 path_size;
+};
+
+/* Threads in more groups are left to user space. */
+#define GROUPS_MAX 32
+
+struct thread {
+	__u64 altstack;
+	__u64 altstack_size;
+	__u64 clear_child_tid;
+	/* Nanoseconds. */
+	__u64 timer_slack;
+	/* Inheritable, permitted, effective, bounding, ambient. */
+	__u64 capabilities[5];
+	/* Numbered as in the first pid namespace, and as in its own. */
+	__u32 tid;
+	__u32 inner_tid;
+	__u32 altstack_flags;
+	__u32 personality;
+	__u32 death_signal;
+	__u32 securebits;
+	/* Real, effective, saved, of the file system: first users, then groups. */
+	__u32 ids[8];
+	__u32 no_new_privs;
+	__u32 umask;
+	/* Whether root, working directory and umask are its leader's too. */
+	__u32 shares_fs;
+	/* At most GROUPS_MAX of these follow, each a __u32. */
+	__u32 group_count;
+	char comm[16];
+	/* Whether a struct process follows, and behind it the actions. */
+	__u32 leads;
+	__u32 padding;
+};
+
+struct process {
+	__u64 brk;
+	/* The low bits are how it may be dumped (linux/sched/coredump.h). */
+	__u64 mm_flags;
+	__u32 subreaper;
+	/* Whether there may be interval timers or POSIX timers. */
+	__u32 timers;
+};
+
+/* One for each signal whose action is not the default, and one with signal 0 behind them. */
+struct action {
+	__u64 signal;
+	__u64 handler;
+	__u64 flags;
+	__u64 restorer;
+	__u64 mask;
+};
+
 #endif

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Flaw;
-use crate::segment::{self, Layout, Segment};
+use crate::segment::{Layout, Segment, Segments};
 use crate::space::{Frame, Frames, Space, assemble};
 use crate::{Error, Job, PAGE_SIZE, PageSet, Result, files, manifest, proto};
 
@@ -12,7 +12,7 @@ pub struct Checkpoint {
     path: Arc<Path>,
     manifest: Arc<proto::Manifest>,
     manifest_bytes: u64,
-    pub(crate) segments: Arc<[Segment]>,
+    pub(crate) segments: Arc<[Arc<Segment>]>,
     pub(crate) spaces: Arc<[Space]>,
 }
 
@@ -27,12 +27,27 @@ pub enum Where {
 
 impl Checkpoint {
     pub(crate) fn open(job: &Job, sequence: u64) -> Result<Self> {
-        let (path, manifest, manifest_bytes) = Self::open_manifest(job, sequence)?;
-        let segments = manifest.segments.iter().map(|reference| {
-            let path = job.segments().join(segment::file_name(&reference.id));
-            Segment::open(&path, job.name(), reference)
-        });
-        let segments = segments.collect::<Result<Arc<[_]>>>()?;
+        Self::open_with(job, sequence, &mut Segments::default())
+    }
+
+    /// As [`open`](Self::open), with segments that may be open already.
+    pub(crate) fn open_with(job: &Job, sequence: u64, open: &mut Segments) -> Result<Self> {
+        let (path, mut manifest, mut manifest_bytes) = Self::open_manifest(job, sequence)?;
+        let segments = loop {
+            let references = manifest.segments.iter();
+            let segments = references.map(|reference| open.get(job, reference));
+            match segments.collect::<Result<Arc<[_]>>>() {
+                Ok(segments) => break segments,
+                Err(error) => {
+                    // Segments may have been rewritten since; then the manifest was too.
+                    let (_, again, bytes) = Self::open_manifest(job, sequence)?;
+                    if again == manifest {
+                        return Err(error);
+                    }
+                    (manifest, manifest_bytes) = (again, bytes);
+                }
+            }
+        };
         let layouts: Vec<&Layout> = segments.iter().map(|segment| &segment.layout).collect();
         let spaces = assemble(&manifest, &layouts).map_err(|flaw| Error::damaged(&path, flaw))?;
         Ok(Self {
@@ -51,7 +66,7 @@ impl Checkpoint {
             sequence: self.sequence(),
         };
         let ours = job.manifest(self.sequence()) == *self.path;
-        let there = |segment: &Segment| segment.path.exists();
+        let there = |segment: &Arc<Segment>| segment.path.exists();
         if ours && self.segments.iter().all(there) {
             return Ok(self.clone());
         }
@@ -161,16 +176,29 @@ impl Checkpoint {
     /// may ask.
     #[must_use]
     pub fn locate(&self, space: u64, page: u64) -> Option<Where> {
-        let has = self.space(space)?;
-        if has.zero.contains(page) {
+        if self.space(space)?.zero.contains(page) {
             return Some(Where::Zero);
         }
+        self.frame(space, page, |_, _| true).map(Where::Frame)
+    }
+
+    /// The frame that has a page, where it is one that is `wanted`.
+    pub(crate) fn frame(
+        &self,
+        space: u64,
+        page: u64,
+        wanted: impl FnOnce(&proto::FrameTable, usize) -> bool,
+    ) -> Option<Frame> {
+        let has = self.space(space)?;
         let at = has.layer(page)?;
         let layer = &has.layers[at];
         let layout = &self.segments[layer.segment].layout;
-        let (index, all) = layout.sections[layer.section].frame(&layout.frames, page);
-        let frame = Frame::new(all, has.part(at), layer.segment, index);
-        Some(Where::Frame(frame))
+        let (section, frames) = (&layout.sections[layer.section], &layout.frames);
+        let (index, first) = section.frame(page);
+        wanted(frames, index).then(|| {
+            let all = section.pages(first, frames.pages[index] as usize);
+            Frame::new(all, has.part(at), layer.segment, index)
+        })
     }
 
     /// The pages of a frame of this checkpoint, one after the other in `out`, in the order of `frame.pages`.

@@ -1,13 +1,9 @@
 //! The end of a checkpoint: from pages that were put to one that counts.
 
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prost::Message as _;
-
-use crate::writer::{Lane, Writer};
-use crate::{Error, Result, files, manifest, proto, segment};
+use crate::writer::Writer;
+use crate::{Checkpoint, Error, Result, files, manifest, proto};
 
 /// A checkpoint that is safely on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +43,13 @@ impl Writer {
         let lanes = std::mem::take(&mut self.lanes);
         let mut segments = Vec::new();
         for &index in &map.own {
-            let placement = &mut state.placements[index];
-            let footer = placement.footer()?.encode_to_vec();
-            segments.push(self.finish_segment(&lanes[index], &footer, placement.end)?);
+            let lane = &lanes[index];
+            segments.push(lane.finish(&mut state.placements[index])?);
+            files::rename(&lane.temporary, &lane.path)?;
+            self.garbage.push(lane.path.clone());
+        }
+        if !segments.is_empty() {
+            files::sync_dir(&self.job.segments())?;
         }
         let segment_bytes = segments.iter().map(|segment| segment.length).sum();
         if let Some(base) = &self.base {
@@ -61,7 +61,7 @@ impl Writer {
         statistics.kept = map.kept;
         statistics.bytes = segment_bytes;
         statistics.compression = self.compression.name().into();
-        statistics.base = self.base.as_ref().map_or(0, |base| base.sequence());
+        statistics.base = self.base.as_ref().map_or(0, Checkpoint::sequence);
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -81,14 +81,8 @@ impl Writer {
         )?;
         let path = self.job.manifest(self.sequence);
         let temporary = path.with_extension("ckpt.tmp");
-        // Of an earlier writer that was killed; the job is ours now.
-        let _ = std::fs::remove_file(&temporary);
-        let mut file = files::create(&temporary)?;
         self.garbage.push(temporary.clone());
-        files::check_size(bytes.len() as u64, self.limit)
-            .and_then(|()| file.write_all(&bytes))
-            .map_err(Error::io("write", &temporary))?;
-        file.sync_all().map_err(Error::io("sync", &temporary))?;
+        files::write(&temporary, &bytes)?;
         files::rename(&temporary, &path)?;
         self.garbage.push(path);
         files::sync_dir(self.job.path())?;
@@ -103,41 +97,6 @@ impl Writer {
             bytes: segment_bytes + bytes.len() as u64,
             pages: map.put,
             kept: map.kept,
-        })
-    }
-
-    /// Completes a segment and gives it its name.
-    fn finish_segment(
-        &mut self,
-        lane: &Lane,
-        footer: &[u8],
-        end: u64,
-    ) -> Result<proto::SegmentReference> {
-        if footer.len() > segment::FOOTER_LIMIT {
-            return Err(Error::TooLarge {
-                bytes: footer.len(),
-                limit: segment::FOOTER_LIMIT,
-            });
-        }
-        let header = segment::header(&lane.id, self.job.name());
-        let hash = segment::hash(&header, footer);
-        let tail = [footer, &segment::trailer(footer, &hash)].concat();
-        let length = end + tail.len() as u64;
-        files::check_size(length, self.limit)
-            .and_then(|()| lane.file.write_all_at(&tail, end))
-            .and_then(|()| lane.file.write_all_at(&header, 0))
-            .map_err(Error::io("write", &lane.temporary))?;
-        lane.file
-            .sync_all()
-            .map_err(Error::io("sync", &lane.temporary))?;
-        let path = self.job.segments().join(segment::file_name(&lane.id));
-        files::rename(&lane.temporary, &path)?;
-        self.garbage.push(path);
-        files::sync_dir(&self.job.segments())?;
-        Ok(proto::SegmentReference {
-            id: lane.id.into(),
-            length,
-            hash: hash.as_bytes().to_vec(),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What the spaces of a checkpoint that is being written hold, and what its manifest says of it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::checkpoint::Checkpoint;
@@ -17,6 +18,8 @@ pub(crate) struct Contents {
 struct Space {
     /// Put in this round.
     given: PageSet,
+    /// Put in earlier rounds.
+    before: PageSet,
     /// Put, and with content when they were put last.
     held: PageSet,
     /// Put, and all zeros when they were put last.
@@ -40,17 +43,29 @@ pub(crate) struct Map {
 }
 
 impl Contents {
-    /// Notes pages that were put, each list ascending.
-    pub(crate) fn put(&mut self, space: u64, zero: &[u64], held: &[u64]) -> Result<()> {
+    /// Whether none of these pages, ascending, was put in an earlier round: then they may be kept as the base has them,
+    /// since nothing lies above.
+    pub(crate) fn fresh(&self, space: u64, pages: &[u64]) -> bool {
+        self.spaces.get(&space).is_none_or(|has| {
+            has.before.is_empty() || !pages.iter().any(|&page| has.before.contains(page))
+        })
+    }
+
+    /// Notes pages that were put, each list ascending. Those of `held` are as the base has them when they are `kept`.
+    pub(crate) fn put(&mut self, space: u64, zero: &[u64], held: &[u64], kept: bool) -> Result<()> {
         let has = self.spaces.entry(space).or_default();
         let new = pageset::insert(&mut has.given, zero) + pageset::insert(&mut has.given, held);
         if new != (zero.len() + held.len()) as u64 {
             return Err(fail(space, "a page was given twice"));
         }
         pageset::insert(&mut has.zero, zero);
-        pageset::insert(&mut has.held, held);
-        pageset::remove(&mut has.zero, held);
         pageset::remove(&mut has.held, zero);
+        if kept {
+            pageset::insert(&mut has.kept, held);
+        } else {
+            pageset::insert(&mut has.held, held);
+            pageset::remove(&mut has.zero, held);
+        }
         Ok(())
     }
 
@@ -68,7 +83,7 @@ impl Contents {
 
     pub(crate) fn next_round(&mut self) {
         for has in self.spaces.values_mut() {
-            has.given = PageSet::new();
+            has.before |= std::mem::take(&mut has.given);
         }
     }
 
@@ -127,7 +142,7 @@ impl Space {
                 }
             }
         }
-        own.sort_by(|a, b| b.0.cmp(&a.0));
+        own.sort_by_key(|&(round, ..)| Reverse(round));
         // Pages that some layer above or the set of zeros answers for; what layers hold in all.
         let mut shadow = self.zero.clone();
         let mut union = PageSet::new();

@@ -4,7 +4,7 @@
 pub use crate::error::Flaw;
 use crate::proto::{Codec, Manifest};
 use crate::segment::Layout;
-use crate::{FRAME_PAGES, PAGE_SIZE, PageSet, codec, manifest as manifests, pageset};
+use crate::{FRAME_PAGES, PAGE_SIZE, PageSet, codec, manifest as manifests, pageset, space};
 
 /// A whole manifest file.
 ///
@@ -33,6 +33,21 @@ pub fn footer(bytes: &[u8], end: u64) -> Result<usize, Flaw> {
     let layout = Layout::decode(bytes, end)?;
     layout.gaps(end)?;
     Ok(layout.frames.offset.len())
+}
+
+/// The records of a manifest together with a footer, as if each of its segments had that one. Gives the number of pages
+/// with content.
+///
+/// # Errors
+///
+/// A [`Flaw`] where either is not readable, or they contradict each other.
+pub fn layers(records: &[u8], footer: &[u8], end: u64) -> Result<u64, Flaw> {
+    let manifest = manifests::decode_records(records, 0)?;
+    let layout = Layout::decode(footer, end)?;
+    let layouts = vec![&layout; manifest.segments.len()];
+    let spaces = space::assemble(&manifest, &layouts)?;
+    let live = spaces.iter().flat_map(space::Space::live);
+    Ok(live.map(|pages| pages.len()).sum())
 }
 
 /// A set of page numbers.

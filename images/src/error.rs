@@ -85,6 +85,9 @@ pub enum Error {
         /// The base.
         sequence: u64,
     },
+    /// Rewriting segments was told to stop. Nothing is lost.
+    #[error("stopped before the end, as was asked for")]
+    Stopped,
     /// An earlier write failed, so that the checkpoint cannot be completed.
     #[error(
         "checkpoint {sequence} of job {job:?} is incomplete since a write failed; take it again"

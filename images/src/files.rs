@@ -1,8 +1,9 @@
 //! Files and directories, with errors that name them.
 
+use std::cell::RefCell;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::libc;
@@ -78,6 +79,16 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A whole new file, on disk when this returns. One that was left there by a writer that was killed goes first.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let _ = std::fs::remove_file(path);
+    let mut file = create(path)?;
+    check_size(bytes.len() as u64, size_limit())
+        .and_then(|()| file.write_all(bytes))
+        .map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))
+}
+
 /// Makes the names in a directory survive a loss of power.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     File::open(path)
@@ -117,6 +128,17 @@ pub(crate) fn check_size(length: u64, limit: u64) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Whether a file has these bytes at `offset`. What cannot be read is not the same.
+pub(crate) fn has(file: &File, offset: u64, bytes: &[u8]) -> bool {
+    thread_local! {
+        static THERE: RefCell<Vec<u8>> = RefCell::default();
+    }
+    THERE.with_borrow_mut(|there| {
+        there.resize(bytes.len(), 0);
+        file.read_exact_at(there, offset).is_ok() && there == bytes
+    })
 }
 
 /// 16 bytes that nobody has drawn before.

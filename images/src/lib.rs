@@ -12,17 +12,23 @@
 mod checkpoint;
 mod codec;
 mod commit;
+mod compact;
 mod contents;
 pub mod decode;
+mod diff;
 mod error;
 mod files;
+mod keep;
+mod lane;
 mod manifest;
 mod pageset;
 mod placement;
 mod prune;
+mod rewrite;
 mod segment;
 mod space;
 mod store;
+mod survey;
 mod verify;
 mod writer;
 
@@ -35,8 +41,11 @@ pub mod proto {
 
 pub use checkpoint::{Checkpoint, Where};
 pub use commit::Committed;
+pub use compact::Compacted;
+pub use diff::Difference;
 pub use error::{Error, Result};
-pub use prune::Pruned;
+pub use keep::Keep;
+pub use prune::{Pruned, Usage};
 pub use space::{Frame, Frames};
 pub use store::{Job, Store};
 pub use verify::Damage;

@@ -22,11 +22,30 @@ pub(crate) struct Section {
 }
 
 /// The stored bytes of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Stored {
     pub(crate) codec: Codec,
     pub(crate) length: u32,
     pub(crate) crc: u32,
+}
+
+impl Stored {
+    pub(crate) fn new(codec: Codec, bytes: &[u8]) -> Self {
+        Self {
+            codec,
+            length: bytes.len() as u32,
+            crc: crc32c::crc32c(bytes),
+        }
+    }
+
+    /// Those of a frame in a table; `None` for a codec that is not known.
+    pub(crate) fn of(frames: &proto::FrameTable, index: usize) -> Option<Self> {
+        Some(Self {
+            codec: Codec::try_from(frames.codec[index]).ok()?,
+            length: frames.length[index],
+            crc: frames.crc[index],
+        })
+    }
 }
 
 #[derive(Debug)]

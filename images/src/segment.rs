@@ -1,5 +1,6 @@
 //! The bytes of a segment: a header, frames, a footer that says what the frames are, a trailer that finds the footer.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -10,8 +11,9 @@ use prost::Message as _;
 
 use crate::error::Flaw;
 use crate::manifest::{VERSION, le32, le64};
+use crate::placement::Stored;
 use crate::proto::{self, Codec};
-use crate::{Error, FRAME_PAGES, PAGE_SIZE, PageSet, Result, codec, decode, files, pageset};
+use crate::{Error, FRAME_PAGES, Job, PAGE_SIZE, PageSet, Result, codec, decode, files, pageset};
 
 const MAGIC: &[u8; 8] = b"ckptdseg";
 const END: &[u8; 8] = b"ckptdend";
@@ -69,26 +71,26 @@ pub(crate) struct Section {
     pub(crate) held: Arc<PageSet>,
     pub(crate) first: usize,
     pub(crate) count: usize,
-    /// How many pages lie in the frames before each.
+    /// The rank of each frame's first page in `held`.
     ranks: Vec<u64>,
 }
 
 impl Section {
-    /// The frame that has a page which the section holds, and all of its pages.
-    pub(crate) fn frame(
-        &self,
-        frames: &proto::FrameTable,
-        page: u64,
-    ) -> (usize, impl Iterator<Item = u64>) {
+    /// The frame that has a page which the section holds, and the rank of its first page.
+    pub(crate) fn frame(&self, page: u64) -> (usize, u64) {
         // The rank of a page counts itself.
         let rank = self.held.rank(page).saturating_sub(1);
-        let frame = self.ranks.partition_point(|&before| before <= rank) - 1;
-        let index = self.first + frame;
+        let frame = self.ranks.partition_point(|&first| first <= rank) - 1;
+        (self.first + frame, self.ranks[frame])
+    }
+
+    /// So many pages from the one with this rank on.
+    pub(crate) fn pages(&self, rank: u64, count: usize) -> impl Iterator<Item = u64> {
         let mut pages = self.held.iter();
-        if let Some(first) = self.held.select(self.ranks[frame]) {
+        if let Some(first) = self.held.select(rank) {
             pages.advance_to(first);
         }
-        (index, pages.take(frames.pages[index] as usize))
+        pages.take(count)
     }
 }
 
@@ -213,11 +215,40 @@ fn check_frame(frames: &proto::FrameTable, index: usize, end: u64) -> Result<(),
 /// A segment that is open for reading.
 #[derive(Debug)]
 pub(crate) struct Segment {
+    pub(crate) id: Id,
     pub(crate) path: PathBuf,
-    file: File,
+    pub(crate) file: File,
     /// Where the footer begins.
     pub(crate) end: u64,
     pub(crate) layout: Layout,
+}
+
+/// Segments that are open: checkpoints share them.
+#[derive(Debug, Default)]
+pub(crate) struct Segments {
+    open: HashMap<(Vec<u8>, u64, Vec<u8>), Arc<Segment>>,
+}
+
+impl Segments {
+    /// The one that a manifest of `job` refers to.
+    pub(crate) fn get(
+        &mut self,
+        job: &Job,
+        reference: &proto::SegmentReference,
+    ) -> Result<Arc<Segment>> {
+        let key = (
+            reference.id.clone(),
+            reference.length,
+            reference.hash.clone(),
+        );
+        if let Some(open) = self.open.get(&key) {
+            return Ok(Arc::clone(open));
+        }
+        let path = job.segments().join(file_name(&reference.id));
+        let segment = Arc::new(Segment::open(&path, job.name(), reference)?);
+        self.open.insert(key, Arc::clone(&segment));
+        Ok(segment)
+    }
 }
 
 impl Segment {
@@ -284,11 +315,24 @@ impl Segment {
         }
         let layout = Layout::decode(&footer, end).map_err(fail)?;
         Ok(Self {
+            id,
             path: path.into(),
             file,
             end,
             layout,
         })
+    }
+
+    /// The bytes of a frame as they are stored.
+    pub(crate) fn stored(&self, index: usize) -> Result<(Stored, Vec<u8>)> {
+        let frames = &self.layout.frames;
+        let offset = frames.offset[index];
+        let fail = |what| Error::damaged(&self.path, Flaw::Damage { offset, what });
+        let mut bytes = vec![0; frames.length[index] as usize];
+        read_at(&self.file, &self.path, &mut bytes, offset)?;
+        decode::check_crc(&bytes, frames.crc[index]).map_err(fail)?;
+        let stored = Stored::of(frames, index).ok_or_else(|| fail("an unknown codec".into()))?;
+        Ok((stored, bytes))
     }
 
     /// All pages of a frame, into `out`.

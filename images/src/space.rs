@@ -86,7 +86,7 @@ pub struct Frame {
 /// The frames of a space, as [`Checkpoint::iter`](crate::Checkpoint::iter) gives them.
 #[derive(Debug)]
 pub struct Frames<'a> {
-    segments: &'a [Segment],
+    segments: &'a [Arc<Segment>],
     space: Option<&'a Space>,
     /// The next layer.
     layer: usize,
@@ -113,7 +113,7 @@ impl std::fmt::Debug for Current<'_> {
 }
 
 impl<'a> Frames<'a> {
-    pub(crate) fn new(segments: &'a [Segment], space: Option<&'a Space>) -> Self {
+    pub(crate) fn new(segments: &'a [Arc<Segment>], space: Option<&'a Space>) -> Self {
         Self {
             segments,
             space,
@@ -162,6 +162,12 @@ impl Iterator for Frames<'_> {
 }
 
 impl Frame {
+    /// What tells it from all others of its checkpoint.
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        (self.segment as u64) << 32 | self.index as u64
+    }
+
     /// The frame that has `pages`, of which the checkpoint uses those in `live`; all, where that is `None`.
     pub(crate) fn new(
         all: impl Iterator<Item = u64>,

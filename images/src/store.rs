@@ -2,6 +2,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -10,6 +11,8 @@ use crate::{Checkpoint, Error, Result, files};
 
 /// Ends the names of files that are being written.
 pub(crate) const TEMPORARY: &str = ".tmp";
+/// How long to wait for who holds a job: rewriting segments does so for moments.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 const MANIFEST: &str = ".ckpt";
 
 /// A directory with the checkpoints of any number of jobs.
@@ -185,6 +188,19 @@ impl Job {
 
     pub(crate) fn manifest(&self, sequence: u64) -> PathBuf {
         self.dir.join(format!("{sequence:06}{MANIFEST}"))
+    }
+
+    /// As [`lock`](Self::lock), but waits for a while for who has it.
+    pub(crate) fn lock_within(&self, patience: Duration) -> Result<Flock<File>> {
+        let since = Instant::now();
+        loop {
+            match self.lock() {
+                Err(Error::Busy { .. }) if since.elapsed() < patience => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                locked => return locked,
+            }
+        }
     }
 
     /// Keeps other writers and `prune` away until it is dropped, by whatever death.

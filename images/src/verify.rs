@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Flaw;
-use crate::segment::{self, Segment};
+use crate::segment::{Segment, Segments};
 use crate::{Checkpoint, Error, Job, PAGE_SIZE, Result, proto};
 
 /// Threads that read and unpack; more than the disk needs does not help.
@@ -73,10 +73,10 @@ impl Job {
             }
         };
         // Checkpoints share segments; each is read once.
-        let mut known = HashMap::new();
+        let (mut open, mut known) = (Segments::default(), HashMap::new());
         let mut damage = Vec::new();
         for sequence in sequences {
-            self.verify_one(sequence, &mut known, &mut damage)?;
+            self.verify_one(sequence, &mut open, &mut known, &mut damage)?;
         }
         Ok(damage)
     }
@@ -84,9 +84,11 @@ impl Job {
     fn verify_one(
         &self,
         sequence: u64,
+        open: &mut Segments,
         known: &mut HashMap<Vec<u8>, Vec<Fault>>,
         damage: &mut Vec<Damage>,
     ) -> Result<()> {
+        let before = damage.len();
         let mut report = |pid, addresses, fault: &Fault| {
             let (file, offset, what) = (fault.file.clone(), fault.offset, fault.what.clone());
             damage.push(Damage {
@@ -109,8 +111,7 @@ impl Job {
         // Segments that cannot even be opened first: the memory they hold is lost as a whole.
         let mut lost = false;
         for (index, reference) in manifest.segments.iter().enumerate() {
-            let path = self.segments().join(segment::file_name(&reference.id));
-            let Err(error) = Segment::open(&path, self.name(), reference) else {
+            let Err(error) = open.get(self, reference) else {
                 continue;
             };
             lost = true;
@@ -131,9 +132,15 @@ impl Job {
             }
         }
         if lost {
+            // Unless segments were rewritten meanwhile, and the manifest with them.
+            let now = Checkpoint::open_manifest(self, sequence);
+            if now.is_ok_and(|(_, now, _)| now != manifest) {
+                damage.truncate(before);
+                return self.verify_one(sequence, open, known, damage);
+            }
             return Ok(());
         }
-        let checkpoint = match Checkpoint::open(self, sequence) {
+        let checkpoint = match Checkpoint::open_with(self, sequence, open) {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 report(None, None, &fault(error)?);

@@ -1,6 +1,6 @@
+use std::collections::HashMap;
 use std::fs::File;
 use std::num::NonZero;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,9 +9,10 @@ use nix::fcntl::Flock;
 
 use crate::codec::{self, Scratch};
 use crate::contents::Contents;
+use crate::lane::Lane;
 use crate::placement::{Placement, Stored};
 use crate::proto::Codec;
-use crate::store::TEMPORARY;
+use crate::store::PATIENCE;
 use crate::{
     Checkpoint, Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, PageSet, Result, files, pageset,
     segment,
@@ -32,21 +33,10 @@ pub struct Writer {
     /// It has become so large that all lanes are used.
     large: AtomicBool,
     round: u32,
-    /// The most bytes that a file may have (RLIMIT_FSIZE).
-    pub(crate) limit: u64,
     state: Mutex<State>,
     /// What to remove when this is dropped, newest last.
     pub(crate) garbage: Vec<PathBuf>,
     _lock: Flock<File>,
-}
-
-/// A segment that is being written. The kernel lets only one thread at a time write to a file, so that large
-/// checkpoints are written to several.
-#[derive(Debug)]
-pub(crate) struct Lane {
-    pub(crate) id: segment::Id,
-    pub(crate) file: File,
-    pub(crate) temporary: PathBuf,
 }
 
 /// What has been put so far.
@@ -55,11 +45,14 @@ pub(crate) struct State {
     /// One for each lane.
     pub(crate) placements: Vec<Placement>,
     pub(crate) contents: Contents,
+    /// Lane and offset of a frame that was written with such bytes.
+    frames: HashMap<Stored, (usize, u64)>,
     /// Something was given a place and then not written.
     pub(crate) failed: bool,
 }
 
-/// More lanes gain little.
+/// The kernel lets only one thread at a time write to a file, so that large checkpoints are written to several. More of
+/// them gain little.
 const LANES: usize = 4;
 
 /// Bytes up to which one segment is enough.
@@ -75,7 +68,7 @@ impl Job {
     ///
     /// [`Error::Busy`] when another process is at it, [`Error::NoBase`] when the base has been removed, [`Error::Io`].
     pub fn begin(&self, compression: Compression, base: Option<&Checkpoint>) -> Result<Writer> {
-        let lock = self.lock()?;
+        let lock = self.lock_within(PATIENCE)?;
         let base = base.map(|base| base.for_writing(self)).transpose()?;
         let parent = self.sequences()?.last().copied().unwrap_or(0);
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -88,21 +81,14 @@ impl Job {
             lanes: Vec::new(),
             large: AtomicBool::new(false),
             round: 0,
-            limit: files::size_limit(),
             state: Mutex::default(),
             garbage: Vec::new(),
             _lock: lock,
         };
         for _ in 0..cpus.min(LANES) {
-            let id = files::random_id()?;
-            let temporary = self.segments().join(segment::file_name(&id) + TEMPORARY);
-            let file = files::create(&temporary)?;
-            writer.garbage.push(temporary.clone());
-            writer.lanes.push(Lane {
-                id,
-                file,
-                temporary,
-            });
+            let lane = Lane::create(self)?;
+            writer.garbage.push(lane.temporary.clone());
+            writer.lanes.push(lane);
             writer.state().placements.push(Placement::default());
         }
         Ok(writer)
@@ -222,11 +208,7 @@ impl Writer {
         } else {
             &scratch.stored
         };
-        let stored = Stored {
-            codec,
-            length: bytes.len() as u32,
-            crc: crc32c::crc32c(bytes),
-        };
+        let stored = Stored::new(codec, bytes);
         let numbers = |indices: &[usize]| {
             indices
                 .iter()
@@ -239,7 +221,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes pages, and writes the bytes of the frame that holds those which are not zero.
+    /// Notes pages, and writes the bytes of the frame that holds those which are not zero, where they are not there yet.
     fn place(
         &self,
         space: u64,
@@ -249,24 +231,57 @@ impl Writer {
         stored: Stored,
         bytes: &[u8],
     ) -> Result<()> {
-        let lane = self.lane();
-        let mut state = self.state();
-        state.contents.put(space, zero, held)?;
-        if held.is_empty() {
+        let fresh = self.state().contents.fresh(space, held);
+        let kept = fresh && self.base_has(space, held, stored, bytes);
+        let twin = {
+            let mut state = self.state();
+            state.contents.put(space, zero, held, kept)?;
+            state.frames.get(&stored).copied()
+        };
+        if held.is_empty() || kept {
             return Ok(());
         }
-        let placement = &mut state.placements[lane];
-        let offset = placement.place(stored);
-        placement.add((space, self.round), chunk, held, offset, stored);
-        drop(state);
-        let lane = &self.lanes[lane];
-        files::check_size(offset + u64::from(stored.length), self.limit)
-            .and_then(|()| lane.file.write_all_at(bytes, offset))
-            .map_err(Error::io("write", &lane.temporary))?;
+        // Bytes are looked up once they are in the file. Two threads may write the same ones at the same time.
+        let twin = twin.filter(|&(lane, at)| files::has(&self.lanes[lane].file, at, bytes));
+        let section = (space, self.round);
+        if let Some((lane, offset)) = twin {
+            self.state().placements[lane].add(section, chunk, held, offset, stored);
+            return Ok(());
+        }
+        let index = self.lane();
+        let offset = {
+            let placement = &mut self.state().placements[index];
+            let offset = placement.place(stored);
+            placement.add(section, chunk, held, offset, stored);
+            offset
+        };
+        self.lanes[index].write(bytes, offset)?;
+        self.state().frames.insert(stored, (index, offset));
         if offset >= ONE_LANE {
             self.large.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Whether the base has a frame with exactly these pages and bytes.
+    fn base_has(&self, space: u64, pages: &[u64], stored: Stored, bytes: &[u8]) -> bool {
+        let (Some(base), Some(&first)) = (&self.base, pages.first()) else {
+            return false;
+        };
+        // The cheap question first: nearly always the answer is no.
+        let found = base.frame(space, first, |frames, index| {
+            Stored::of(frames, index) == Some(stored)
+        });
+        found.is_some_and(|frame| {
+            frame.pages == pages && {
+                let segment = &base.segments[frame.segment];
+                files::has(
+                    &segment.file,
+                    segment.layout.frames.offset[frame.index],
+                    bytes,
+                )
+            }
+        })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

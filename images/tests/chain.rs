@@ -7,7 +7,9 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::Memory;
-use images::{Checkpoint, Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, PageSet, Where, proto};
+use images::{
+    Checkpoint, Compression, Error, FRAME_PAGES, Job, Keep, PAGE_SIZE, PageSet, Where, proto,
+};
 use proptest::prelude::*;
 
 /// Pages written, as kind and seed by number, in a space.
@@ -27,6 +29,8 @@ struct Step {
     how: Compression,
     /// How many checkpoints are left afterwards; the bases of later ones may be gone then.
     keep: usize,
+    /// Whether segments are rewritten afterwards.
+    compact: bool,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -44,14 +48,16 @@ fn step() -> impl Strategy<Value = Step> {
         1..=FRAME_PAGES,
         prop_oneof![Just(Compression::None), Just(Compression::Fast)],
         1usize..6,
+        any::<bool>(),
     )
-        .prop_map(|(base, rounds, ended, size, how, keep)| Step {
+        .prop_map(|(base, rounds, ended, size, how, keep, compact)| Step {
             base,
             rounds,
             ended,
             size,
             how,
             keep,
+            compact,
         })
 }
 
@@ -144,9 +150,13 @@ proptest! {
             let memory = base.as_ref().map(|base| models[&base.sequence()].clone()).unwrap_or_default();
             let (sequence, memory) = take(&job, step, base.as_ref(), memory);
             models.insert(sequence, memory);
-            job.prune(step.keep, false).unwrap();
+            job.prune(&Keep::last(step.keep), false).unwrap();
             while models.len() > step.keep {
                 models.pop_first();
+            }
+            if step.compact {
+                job.compact(&|| true).unwrap();
+                prop_assert_eq!(job.compactable().unwrap(), 0);
             }
             for (&sequence, memory) in &models {
                 check(&job.checkpoint(Some(sequence)).unwrap(), memory);
@@ -234,7 +244,7 @@ fn a_base_that_was_removed_is_refused() {
     let (_dir, job) = common::job();
     random(&job, None, &[(1, 1)]);
     let base = job.checkpoint(None).unwrap();
-    job.prune(0, false).unwrap();
+    job.prune(&Keep::last(0), false).unwrap();
     let begun = job.begin(Compression::None, Some(&base));
     assert!(matches!(begun, Err(Error::NoBase { .. })));
     // Another one with the same number is another one.
@@ -244,9 +254,122 @@ fn a_base_that_was_removed_is_refused() {
     // One that is removed while its pages are still needed can be built upon.
     let base = job.checkpoint(None).unwrap();
     random(&job, Some(&base), &[]);
-    job.prune(1, false).unwrap();
+    job.prune(&Keep::last(1), false).unwrap();
     random(&job, Some(&base), &[(5, 5)]);
     let memory = common::read(&job.checkpoint(None).unwrap()).unwrap();
     let expected = [(1, common::page(2, 2)), (5, common::page(2, 5))];
     assert_eq!(memory, Memory::from([(1, BTreeMap::from(expected))]));
+}
+
+/// Three frames of random pages, twice the same, for two spaces.
+fn twins(seed: u64) -> Memory {
+    let pages: BTreeMap<_, _> = (0..3 * FRAME_PAGES as u64)
+        .map(|page| (page, common::page(2, seed + page % FRAME_PAGES as u64)))
+        .collect();
+    Memory::from([(1, pages.clone()), (2, pages)])
+}
+
+#[test]
+fn what_is_the_same_is_stored_once() {
+    let frame = (FRAME_PAGES * PAGE_SIZE) as u64;
+    let (_dir, job) = common::job();
+    let memory = twins(0);
+    let first = common::write(&job, Compression::None, &memory).unwrap();
+    assert_eq!(first.pages, 6 * FRAME_PAGES as u64);
+    assert!(first.bytes < frame + 16384, "{}", first.bytes);
+    assert_eq!(job.verify(None).unwrap(), []);
+    check(&job.checkpoint(None).unwrap(), &memory);
+
+    // Written again as it was: nothing new. Part of it: another frame, which has to be written.
+    let base = job.checkpoint(None).unwrap();
+    let mut writer = job.begin(Compression::None, Some(&base)).unwrap();
+    // Whichever round it is, as long as no earlier one had them.
+    writer.next_round();
+    common::put(&writer, &memory, FRAME_PAGES).unwrap();
+    let again = writer
+        .commit(common::snapshot(), proto::Statistics::default())
+        .unwrap();
+    assert_eq!((again.pages, again.kept), (0, first.pages));
+    assert!(again.bytes < 8192, "{}", again.bytes);
+    check(&job.checkpoint(None).unwrap(), &memory);
+
+    // In a later round what the base has may be older than what an earlier round has.
+    let mut writer = job.begin(Compression::None, Some(&base)).unwrap();
+    common::put(&writer, &twins(7), FRAME_PAGES).unwrap();
+    writer.next_round();
+    common::put(&writer, &memory, FRAME_PAGES).unwrap();
+    writer
+        .commit(common::snapshot(), proto::Statistics::default())
+        .unwrap();
+    check(&job.checkpoint(None).unwrap(), &memory);
+
+    // One place, two processes' pages: damage hits both.
+    let segment = common::segments(&job)
+        .into_iter()
+        .max_by_key(|path| std::fs::metadata(path).unwrap().len());
+    let segment = segment.unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    // Behind the frame of the first round.
+    bytes[PAGE_SIZE + frame as usize + 7] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let damage = job.verify(Some(3)).unwrap();
+    assert!(
+        damage
+            .iter()
+            .any(|hit| hit.pid == Some(7) && hit.addresses.as_ref().unwrap().start < 4096)
+    );
+    assert!(
+        damage
+            .iter()
+            .any(|hit| hit.addresses.as_ref().unwrap().start == 0x7000_0000)
+    );
+}
+
+#[test]
+fn damage_to_an_old_segment_hurts_those_that_use_it() {
+    let (_dir, job) = common::job();
+    let all: Vec<_> = (0..200).map(|page| (page, page)).collect();
+    random(&job, None, &all);
+    let old = common::segments(&job);
+    // The first frame: 2 still has most of it, 3 nothing, and 4, which is based on 2, one page.
+    let base = job.checkpoint(None).unwrap();
+    random(&job, Some(&base), &[(0, 1000)]);
+    random(&job, None, &all);
+    let base = job.checkpoint(Some(2)).unwrap();
+    let written: Vec<_> = (0..63).map(|page| (page, 2000 + page)).collect();
+    random(&job, Some(&base), &written);
+    assert_eq!(job.verify(None).unwrap(), []);
+    let mut bytes = std::fs::read(&old[0]).unwrap();
+    // Chunks come backwards, and the last of four has 8 pages.
+    bytes[(1 + 8 + 2 * FRAME_PAGES) * PAGE_SIZE + 10] ^= 1;
+    std::fs::write(&old[0], bytes).unwrap();
+    let damage = job.verify(None).unwrap();
+    let hit: Vec<_> = damage
+        .iter()
+        .map(|hit| (hit.checkpoint, hit.addresses.clone().unwrap()))
+        .collect();
+    let page = PAGE_SIZE as u64;
+    assert_eq!(
+        hit,
+        [
+            (1, 0..64 * page),
+            (2, page..64 * page),
+            (4, 63 * page..64 * page)
+        ]
+    );
+    assert!(damage.iter().all(|hit| hit.file == old[0]));
+
+    std::fs::remove_file(&old[0]).unwrap();
+    let damage = job.verify(None).unwrap();
+    let hit: Vec<_> = damage.iter().map(|hit| hit.checkpoint).collect();
+    assert_eq!(hit, [1, 2, 4]);
+    check(
+        &job.checkpoint(Some(3)).unwrap(),
+        &Memory::from([(
+            1,
+            all.iter()
+                .map(|&(n, seed)| (n, common::page(2, seed)))
+                .collect(),
+        )]),
+    );
 }

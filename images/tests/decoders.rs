@@ -71,6 +71,20 @@ fn footer() -> (Vec<u8>, u64) {
     )
 }
 
+/// Another segment below the one that there is, and a page of it gone.
+fn layered() -> proto::Manifest {
+    let mut manifest = manifest();
+    manifest.segments.extend_from_within(..);
+    manifest.segments[1].id = vec![7; 16];
+    for space in &mut manifest.spaces {
+        space.layers.extend_from_within(..);
+        space.layers[1].segment = 1;
+    }
+    let gone = PageSet::from_iter([0x11]);
+    gone.serialize_into(&mut manifest.spaces[0].absent).unwrap();
+    manifest
+}
+
 #[test]
 fn what_is_right_is_taken() {
     let manifest = manifest();
@@ -84,6 +98,11 @@ fn what_is_right_is_taken() {
     );
     let (footer, end) = footer();
     assert_eq!(decode::footer(&footer, end).unwrap(), 2);
+    let layers = |manifest: &proto::Manifest| {
+        decode::layers(&manifest.encode_to_vec(), &footer, end).unwrap()
+    };
+    assert_eq!(layers(&manifest), 6);
+    assert_eq!(layers(&layered()), 5, "one is gone");
 }
 
 #[test]
@@ -157,6 +176,13 @@ proptest! {
     }
 
     #[test]
+    fn layers(in_records in proptest::collection::vec(change(), 0..4), in_footer in proptest::collection::vec(change(), 0..4)) {
+        let (footer, end) = footer_once();
+        let records = changed(layered_once().clone(), &in_records);
+        let _ = decode::layers(&records, &changed(footer.clone(), &in_footer), *end);
+    }
+
+    #[test]
     fn page_sets(pages in proptest::collection::btree_set(0u64..1 << 36, 0..300), changes in proptest::collection::vec(change(), 0..6)) {
         let set = PageSet::from_iter(pages);
         let mut good = Vec::new();
@@ -195,6 +221,11 @@ proptest! {
 fn manifest_once() -> &'static proto::Manifest {
     static ONCE: std::sync::OnceLock<proto::Manifest> = std::sync::OnceLock::new();
     ONCE.get_or_init(manifest)
+}
+
+fn layered_once() -> &'static Vec<u8> {
+    static ONCE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    ONCE.get_or_init(|| layered().encode_to_vec())
 }
 
 fn footer_once() -> &'static (Vec<u8>, u64) {

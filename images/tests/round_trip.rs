@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::Memory;
-use images::{Compression, FRAME_PAGES, PAGE_SIZE, PageSet, proto};
+use images::{Compression, FRAME_PAGES, Keep, PAGE_SIZE, PageSet, proto};
 use proptest::prelude::*;
 
 fn compression() -> impl Strategy<Value = Compression> {
@@ -137,7 +137,7 @@ fn a_checkpoint_may_lie_in_several_segments() {
     assert_eq!(job.verify(None).unwrap(), []);
 
     // Each is complete by itself: what another does not need may go, what it needs stays.
-    let pruned = job.prune(1, false).unwrap();
+    let pruned = job.prune(&Keep::last(1), false).unwrap();
     assert_eq!((pruned.checkpoints, pruned.segments), (vec![1, 2], 0));
     assert_eq!(
         common::read(&job.checkpoint(None).unwrap()).unwrap(),

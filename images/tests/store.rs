@@ -6,7 +6,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use images::{Compression, Error, Store, proto};
+use images::{Compression, Error, Keep, Store, proto};
 
 #[test]
 fn jobs_and_checkpoints_are_listed() {
@@ -52,7 +52,10 @@ fn one_writes_at_a_time() {
         job.begin(Compression::Fast, None),
         Err(Error::Busy { .. })
     ));
-    assert!(matches!(job.prune(1, false), Err(Error::Busy { .. })));
+    assert!(matches!(
+        job.prune(&Keep::last(1), false),
+        Err(Error::Busy { .. })
+    ));
     drop(writer);
     job.begin(Compression::Fast, None).unwrap();
 }
@@ -90,9 +93,9 @@ fn prune_keeps_the_newest_and_what_they_need() {
     for _ in 0..4 {
         common::write(&job, Compression::Fast, &common::sample()).unwrap();
     }
-    let would = job.prune(2, true).unwrap();
+    let would = job.prune(&Keep::last(2), true).unwrap();
     assert_eq!(job.sequences().unwrap(), [1, 2, 3, 4]);
-    let pruned = job.prune(2, false).unwrap();
+    let pruned = job.prune(&Keep::last(2), false).unwrap();
     assert_eq!(would, pruned);
     assert_eq!(
         (pruned.checkpoints, pruned.segments, pruned.temporaries),
@@ -109,7 +112,7 @@ fn prune_keeps_the_newest_and_what_they_need() {
             .sequence,
         5
     );
-    job.prune(0, false).unwrap();
+    job.prune(&Keep::last(0), false).unwrap();
     assert_eq!(common::segments(&job), Vec::<PathBuf>::new());
 }
 
@@ -137,7 +140,7 @@ fn what_a_crash_leaves_does_not_count_and_is_collected() {
         2
     );
     std::fs::write(&manifest, b"half").unwrap();
-    let pruned = job.prune(5, false).unwrap();
+    let pruned = job.prune(&Keep::last(5), false).unwrap();
     assert_eq!(
         (pruned.segments, pruned.temporaries, pruned.bytes),
         (1, 2, 12)
@@ -158,7 +161,7 @@ fn prune_spares_what_a_damaged_manifest_may_need() {
     let mut bad = good.clone();
     bad[100] ^= 1;
     std::fs::write(&path, &bad).unwrap();
-    let pruned = job.prune(1, false).unwrap();
+    let pruned = job.prune(&Keep::last(1), false).unwrap();
     assert_eq!((pruned.checkpoints, pruned.segments), (vec![1], 0));
     assert_eq!(pruned.unreadable[0].0, 3);
     assert_eq!(
@@ -167,7 +170,7 @@ fn prune_spares_what_a_damaged_manifest_may_need() {
     );
     // Brought back, it is as good as ever, and the rest goes.
     std::fs::write(&path, &good).unwrap();
-    assert_eq!(job.prune(1, false).unwrap().segments, 2);
+    assert_eq!(job.prune(&Keep::last(1), false).unwrap().segments, 2);
     assert_eq!(
         common::read(&job.checkpoint(None).unwrap()).unwrap(),
         common::sample()
@@ -176,7 +179,7 @@ fn prune_spares_what_a_damaged_manifest_may_need() {
     // One that is older than all that are kept goes as any other does.
     common::write(&job, Compression::Fast, &common::sample()).unwrap();
     std::fs::write(&path, &bad).unwrap();
-    let pruned = job.prune(1, false).unwrap();
+    let pruned = job.prune(&Keep::last(1), false).unwrap();
     assert_eq!(
         (pruned.checkpoints, pruned.segments, pruned.unreadable),
         (vec![3], 1, vec![])
@@ -227,7 +230,7 @@ fn a_full_disk_leaves_the_store_as_it_was() {
             .map(|number| (number, common::page(2, number)))
             .collect();
         let Err(error) = common::write(&job, Compression::None, &[(1, memory)].into()) else {
-            job.prune(1, false).unwrap();
+            job.prune(&Keep::last(1), false).unwrap();
             continue;
         };
         failed += 1;

@@ -159,6 +159,7 @@ fn every_command_has_help_with_examples() {
         "list",
         "show",
         "verify",
+        "diff",
         "prune",
         "doctor",
     ] {
@@ -205,6 +206,16 @@ fn json_parses_and_names_the_job() {
         let output = run(&mut command).expect(0);
         assert!(output.json().to_string().contains(&job.name), "{output}");
     }
+    let mut command = job.ckptd("diff");
+    let diff = run(command.args([&job.name, "1", "2", "--json"]))
+        .expect(0)
+        .json();
+    assert_eq!(
+        (&diff["from"], &diff["to"]),
+        (&1.into(), &2.into()),
+        "{diff}"
+    );
+    assert_eq!(diff["processes"][0]["state"], "same", "{diff}");
     for verb in ["prune", "doctor"] {
         let mut command = if verb == "prune" {
             job.ckptd(verb)

@@ -28,11 +28,15 @@ macro_rules! subjects {
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
+            fn lazy() { interrupt(&SUBJECT, Way::Lazy, Pids::Free); }
+            #[test]
+            fn lazy_pids_taken() { interrupt(&SUBJECT, Way::Lazy, Pids::Taken); }
+            #[test]
+            fn chain() { interrupt(&SUBJECT, Way::Chain, Pids::Free); }
+            #[test]
+            fn chain_pids_taken() { interrupt(&SUBJECT, Way::Chain, Pids::Taken); }
+            #[test]
             fn by_pid() { interrupt(&SUBJECT, Way::ByPid, Pids::Free); }
-            #[test]
-            fn incremental() { interrupt(&SUBJECT, Way::Incremental, Pids::Free); }
-            #[test]
-            fn incremental_first() { interrupt(&SUBJECT, Way::IncrementalFirst, Pids::Free); }
             #[test]
             fn full_pids_taken() { interrupt(&SUBJECT, Way::Killed, Pids::Taken); }
         })*
@@ -79,7 +83,9 @@ subjects! {
     mlock = own("mlock");
     mappings = own("mappings");
     reserve = own("reserve");
+    paging = own("paging");
     vdso = own("vdso");
+    writing = own("writing");
     mm_layout = own("mm_layout");
 
     // Signals and timers.

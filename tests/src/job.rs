@@ -86,7 +86,7 @@ impl Job {
         Self::start_with(subject, &[])
     }
 
-    /// The same, with arguments for `ckptd run`.
+    /// As [`Job::start`], with more arguments.
     ///
     /// # Panics
     /// When it does not get ready.
@@ -101,7 +101,9 @@ impl Job {
         };
         let mut job = Self::prepare(subject.name);
         let work = job.work.clone();
-        job.run_with(arguments, &[program.as_os_str(), work.as_os_str()], &[]);
+        let mut words = vec![program.as_os_str(), work.as_os_str()];
+        words.extend(arguments.iter().map(OsStr::new));
+        job.run(&words, &[]);
         job.await_ready(subject.name).then_some(job)
     }
 
@@ -156,19 +158,8 @@ impl Job {
 
     /// `ckptd run ... -- words`.
     pub fn run<Word: AsRef<OsStr>>(&mut self, words: &[Word], environment: &[(&str, &str)]) {
-        self.run_with(&[], words, environment);
-    }
-
-    /// `ckptd run arguments ... -- words`.
-    pub fn run_with<Word: AsRef<OsStr>>(
-        &mut self,
-        arguments: &[&str],
-        words: &[Word],
-        environment: &[(&str, &str)],
-    ) {
         let mut command = self.ckptd("run");
-        command.args(arguments).arg("--name").arg(&self.name);
-        command.arg("--").args(words);
+        command.arg("--name").arg(&self.name).arg("--").args(words);
         command.envs(environment.iter().copied());
         self.spawn(command);
     }

@@ -10,44 +10,35 @@ use crate::{Job, Subject, helper, skip};
 pub enum Way {
     /// One whole checkpoint, the job running on; then everything is killed; one eager restore.
     Full,
-    /// The same, killed by `checkpoint --kill`.
+    /// The same, restored while its memory is still in the image.
+    Lazy,
+    /// Several incremental checkpoints, the job running on; then everything is killed; the last is restored, saved incrementally on top
+    /// of that and killed again, and restored once more.
+    Chain,
+    /// As the first, killed by `checkpoint --kill`.
     Killed,
     /// Not killed at all: the checkpointed job itself runs to its end.
     RunsOn,
     /// Started by somebody else, and checkpointed by its process id.
     ByPid,
-    /// Several incremental checkpoints; then everything is killed and the last is restored.
-    Incremental,
-    /// The same, and the first is restored.
-    IncrementalFirst,
 }
 
 impl Way {
-    /// The arguments of `ckptd run`.
-    fn run(self) -> &'static [&'static str] {
-        match self {
-            Self::Incremental | Self::IncrementalFirst => &["--incremental"],
-            Self::Full | Self::Killed | Self::RunsOn | Self::ByPid => &[],
-        }
-    }
-
     /// The arguments of each checkpoint, in order.
     fn checkpoints(self) -> &'static [&'static [&'static str]] {
         match self {
-            Self::Full | Self::RunsOn | Self::ByPid => &[&[]],
+            Self::Full | Self::Lazy | Self::RunsOn | Self::ByPid => &[&[]],
+            Self::Chain => &[&["--incremental"], &["--incremental"], &["--incremental"]],
             Self::Killed => &[&["--kill"]],
-            Self::Incremental | Self::IncrementalFirst => {
-                &[&["--incremental"], &["--incremental"], &["--incremental"]]
-            }
         }
     }
 
     /// The arguments of the restore; none without one.
     fn restore(self) -> Option<&'static [&'static str]> {
         match self {
+            Self::Chain => Some(&["--incremental"]),
             Self::Full | Self::Killed | Self::ByPid => Some(&[]),
-            Self::Incremental => Some(&["--incremental"]),
-            Self::IncrementalFirst => Some(&["--incremental", "--at", "1"]),
+            Self::Lazy => Some(&["--lazy"]),
             Self::RunsOn => None,
         }
     }
@@ -78,7 +69,7 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
-        _ => Job::start_with(subject, way.run()),
+        Way::Full | Way::Lazy | Way::Chain | Way::Killed | Way::RunsOn => Job::start(subject),
     };
     let Some(mut job) = started else { return };
     let taken = job.processes();
@@ -97,6 +88,12 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
             Err(why) => return skip(subject.name, &why),
         },
     };
+    if way == Way::Chain {
+        job.restore(arguments);
+        job.await_restored();
+        let _ = job.checkpoint(&["--incremental", "--kill"]).expect(0);
+        job.kill_all();
+    }
     job.go();
     job.restore(arguments);
     job.finish();

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: whole checkpoints and restores, measured from outside and from within the job, beside a peer.
 
+mod incremental;
 mod job;
 mod measure;
 mod report;
@@ -35,6 +36,9 @@ pub(crate) struct Args {
     /// Where images go
     #[arg(long, value_name = "D", default_value = "/dev/shm")]
     dir: PathBuf,
+    /// Measure incremental checkpoints instead: stops, bytes and times of a job that is saved again and again
+    #[arg(long, conflicts_with_all = ["peer", "only", "runs"])]
+    incremental: bool,
     /// Measure the peer alone
     #[arg(long, requires = "peer")]
     without_ckptd: bool,
@@ -46,13 +50,16 @@ pub(crate) fn execute(args: &Args) -> Result<()> {
         "checkpoints need rights that only root has: run this as root"
     );
     let programs = build_workloads()?;
+    let scratch = args.dir.join(format!("ckptd-bench-{}", std::process::id()));
+    if args.incremental {
+        return incremental::execute(&programs, &scratch, args.quick);
+    }
     let mut tools = Vec::new();
     if !args.without_ckptd {
         run(cargo().args(["build", "--quiet", "--release", "--package", "ckptd"]))?;
         tools.push(Tool::Ckptd(target().join("release/ckptd")));
     }
     tools.extend(args.peer.clone());
-    let scratch = args.dir.join(format!("ckptd-bench-{}", std::process::id()));
     let runs = args.runs.unwrap_or(if args.quick { 3 } else { 7 });
     let chosen = |workload: &&Workload| {
         args.only.is_empty() || args.only.iter().any(|name| name == workload.name)
@@ -105,6 +112,7 @@ fn build_workloads() -> Result<PathBuf> {
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let mut programs: Vec<&str> = WORKLOADS.iter().map(|workload| workload.program).collect();
     programs.dedup();
+    programs.push("writer");
     for program in programs {
         let source = root()
             .join("benches/workloads")
@@ -136,13 +144,13 @@ fn cycle(
     let saved = measure::run(&tool.checkpoint(job.pid(), &images), &log).context("checkpoint")?;
     // It notes that it stood still once it runs again.
     std::thread::sleep(Duration::from_millis(50));
-    let stopped = job.longest_gap(saved.started)?;
+    let stopped = job.told.longest_gap(saved.started);
     let bytes = size_of(&images)?;
     job.kill()?;
 
     warm(scratch, memory)?;
     let restored = measure::run(&tool.restore(&images), &log).context("restore")?;
-    let resumed = job.wait_for_resume(restored.started)?;
+    let resumed = job.told.wait_for_resume(restored.started)?;
     job.verify()?;
     Ok(Sample {
         checkpoint: saved.seconds(),

@@ -6,6 +6,7 @@ mod demo;
 mod setup;
 mod shell;
 mod test;
+mod vmtest;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum Verb {
     Test(test::Args),
     /// Measure whole checkpoints and restores, beside another tool if there is one
     Bench(bench::Args),
+    /// Install what is missing, build, and run the tests of memory tracking under other kernels, in virtual machines
+    Vmtest(vmtest::Args),
     /// Install what is missing
     Setup,
     /// Run one command and tell its time and memory
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::execute(&args),
         Verb::Test(args) => test::execute(&args),
         Verb::Bench(args) => bench::execute(&args),
+        Verb::Vmtest(args) => vmtest::execute(&args),
         Verb::Measure(args) => bench::measure(&args),
         Verb::Setup => setup::everything(),
     };

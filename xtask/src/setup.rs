@@ -44,6 +44,27 @@ const TESTS: &[Need] = &[
     },
 ];
 
+/// For virtual machines. A busybox without libraries packs smaller, and any other does too.
+const MACHINES: &[Need] = &[
+    COMPILER,
+    KERNEL_COMPILER,
+    Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        vital: true,
+    },
+    Need {
+        program: "busybox",
+        package: "busybox-static",
+        vital: true,
+    },
+];
+
+/// For tests in virtual machines.
+pub(crate) fn for_machines() -> Result<()> {
+    install(MACHINES)
+}
+
 /// For the demonstration.
 pub(crate) fn for_demo() -> Result<()> {
     install(&[COMPILER, KERNEL_COMPILER])

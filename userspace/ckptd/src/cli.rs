@@ -36,12 +36,16 @@ pub(crate) enum Command {
     Checkpoint(Checkpoint),
     /// Bring a job back from its checkpoint
     Restore(Restore),
+    /// Serve the memory of a lazily restored job when its ckptd was killed
+    Attach(Attach),
     /// Show the jobs of a checkpoint directory, their checkpoints, and which of them run
     List(List),
     /// Show what a checkpoint holds: processes, memory, descriptors, sizes, times
     Show(Show),
     /// Read everything that checkpoints name and report any damage
     Verify(Verify),
+    /// Tell what changed in a job's memory from one checkpoint to another
+    Diff(Diff),
     /// Delete old checkpoints, and what no checkpoint needs any more
     Prune(Prune),
     /// Tell what this kernel and user can do, what is missing, and how to get it
@@ -53,6 +57,9 @@ pub(crate) enum Command {
     /// Be the init of a restored job's pid namespace
     #[command(hide = true)]
     Init(Init),
+    /// Be the page server of a lazily restored job
+    #[command(hide = true)]
+    Serve(Serve),
 }
 
 impl Command {
@@ -64,9 +71,15 @@ impl Command {
             Self::List(args) => args.output.json,
             Self::Show(args) => args.output.json,
             Self::Verify(args) => args.output.json,
+            Self::Diff(args) => args.output.json,
             Self::Prune(args) => args.output.json,
             Self::Doctor(args) => args.output.json,
-            Self::Run(_) | Self::Completions(_) | Self::Man(_) | Self::Init(_) => false,
+            Self::Run(_)
+            | Self::Attach(_)
+            | Self::Completions(_)
+            | Self::Man(_)
+            | Self::Init(_)
+            | Self::Serve(_) => false,
         }
     }
 }
@@ -106,6 +119,8 @@ pub(crate) struct Output {
 
 /// How the supervisor of a job takes checkpoints.
 #[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("keeping").multiple(true).requires("every")
+    .args(["keep", "keep_hourly", "keep_daily", "keep_weekly"]))]
 pub(crate) struct Schedule {
     /// Copy memory while the job runs, and only what was written since the last checkpoint
     #[arg(long)]
@@ -113,9 +128,8 @@ pub(crate) struct Schedule {
     /// Take a checkpoint this often, e.g. 10m or "1h 30m"
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub every: Option<std::time::Duration>,
-    /// With --every: how many of the latest checkpoints to keep [default: all]
-    #[arg(long, value_name = "N", requires = "every", value_parser = clap::value_parser!(u32).range(1..))]
-    pub keep: Option<u32>,
+    #[command(flatten)]
+    pub keep: Keep,
     /// With --incremental: how long the job may stand still while its memory is copied; past that, it is copied from a fork
     #[arg(long, value_name = "TIME", default_value = crate::take::MAX_FREEZE, value_parser = humantime::parse_duration)]
     pub max_freeze: std::time::Duration,
@@ -137,7 +151,7 @@ impl Schedule {
                 no_bpf: bpf.no_bpf,
             },
             every: self.every,
-            keep: self.keep.map(|keep| keep as usize),
+            keep: images::Keep::from(self.keep).with_latest(),
         }
     }
 }
@@ -149,7 +163,7 @@ Examples:
   ckptd run ./solver input.dat                      a job named \"solver\"
   ckptd run --name heat --dir /scratch/ck -- ./heat -v < in > out.log
   ckptd run make -j8 && echo built                  the exit status is the job's own
-  ckptd run --incremental --every 10m --keep 3 ./solver
+  ckptd run --incremental --every 10m --keep 3 --keep-hourly 24 ./solver
 
 Signals sent to ckptd reach the job. When ckptd itself is killed, the job runs on.")]
 pub(crate) struct Run {
@@ -236,6 +250,7 @@ impl From<Files> for engine::FilesPolicy {
 Examples:
   ckptd restore heat                              in the foreground; ends as the job ends
   ckptd restore --detach --pidfile heat.pid heat  in the background
+  ckptd restore --lazy heat                       at once; its memory comes in as it is touched
   ckptd restore --at 3 heat                       from checkpoint 3, not the latest
   ckptd restore --dry-run heat                    print the steps, do nothing
   ckptd restore --dir /mnt/backup/ck              the only job of that directory
@@ -253,6 +268,15 @@ pub(crate) struct Restore {
     /// What to do with files that grew since the checkpoint
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub files: Files,
+    /// Let the job run at once, and bring in its memory as it is touched, the rest meanwhile
+    #[arg(long)]
+    pub lazy: bool,
+    /// With --lazy: memory to use for what has been read, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 16, requires = "lazy", value_parser = clap::value_parser!(u32).range(1..))]
+    pub memory_limit: u32,
+    /// With --lazy: for how long to try to read what cannot be read, before it is given up, in seconds
+    #[arg(long, value_name = "S", default_value_t = 60, requires = "lazy")]
+    pub patience: u64,
     #[command(flatten)]
     pub schedule: Schedule,
     /// Let the job run in the background, and return once it does
@@ -271,6 +295,25 @@ pub(crate) struct Restore {
     /// This is the process in the background; descriptor 3 leads to the one that started it
     #[arg(long, hide = true)]
     pub background: bool,
+}
+
+/// Arguments of `attach`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd attach heat               serve until all of its memory is in
+
+When all of ckptd was killed, a job that was restored with --lazy waits as soon as it touches memory that is not in yet.")]
+pub(crate) struct Attach {
+    /// The job
+    pub job: String,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The job's entry in the run directory
+    pub entry: PathBuf,
 }
 
 /// Arguments of `list`.
@@ -329,27 +372,79 @@ pub(crate) struct Verify {
     pub output: Output,
 }
 
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd diff heat 3 4             from checkpoint 3 to 4
+  ckptd diff heat 3               from checkpoint 3 to the latest
+  ckptd diff --json heat 3 4 | jq '.processes[].mappings[] | select(.changed > 0)'
+
+Contents are compared: a page that was written with what it held before has not changed.")]
+pub(crate) struct Diff {
+    /// The job
+    pub job: String,
+    /// The number of the older checkpoint
+    pub from: u64,
+    /// The number of the newer checkpoint [default: the latest]
+    pub to: Option<u64>,
+    #[command(flatten)]
+    pub store: StoreDir,
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// Arguments of `prune`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ckptd prune --keep 2 heat             keep the job's two latest checkpoints
   ckptd prune --keep 1 --dry-run        say what would go, of every job
+  ckptd prune --keep 3 --keep-hourly 24 --keep-daily 7    the older, the fewer
   ckptd prune --keep 0 heat             delete all of its checkpoints
-  ckptd prune                           delete only what interrupted checkpoints left behind")]
+  ckptd prune                           delete only what no checkpoint needs any more
+
+A checkpoint stays that any of the rules keeps. Segments of which most is needed by no checkpoint any more are rewritten.")]
 pub(crate) struct Prune {
     /// The job [default: all]
     pub job: Option<String>,
     #[command(flatten)]
     pub store: StoreDir,
-    /// How many of the latest checkpoints of each job to keep [default: all; only what no checkpoint needs goes]
-    #[arg(long, value_name = "N")]
-    pub keep: Option<usize>,
+    #[command(flatten)]
+    pub keep: Keep,
     /// Delete nothing, only tell
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
     pub output: Output,
+}
+
+/// Which checkpoints of a job stay; without any of these, all.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct Keep {
+    /// Keep the N latest checkpoints
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// Keep the latest checkpoint of each of the N latest hours that have one
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<usize>,
+    /// Keep the latest checkpoint of each of the N latest days that have one (UTC)
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<usize>,
+    /// Keep the latest checkpoint of each of the N latest weeks that have one (from Monday, UTC)
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<usize>,
+}
+
+impl From<Keep> for images::Keep {
+    fn from(keep: Keep) -> Self {
+        Self {
+            last: keep.keep,
+            hourly: keep.keep_hourly,
+            daily: keep.keep_daily,
+            weekly: keep.keep_weekly,
+        }
+    }
 }
 
 /// Arguments of `doctor`.

@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod doctor;
 mod failure;
+mod lazy;
 mod output;
 mod process;
 mod progress;
@@ -13,6 +14,7 @@ mod registry;
 mod report;
 mod supervisor;
 mod take;
+mod upkeep;
 
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};

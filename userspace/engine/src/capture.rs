@@ -13,6 +13,7 @@ use crate::files::{Table, directory, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::Source;
 use crate::procfs::{Stat, Status};
+use crate::told::{self, Told, ToldOfProcess};
 use crate::track::SpaceNumbers;
 use crate::{
     CheckpointError, CheckpointOptions, Refusal, Scope, cpu, host, identity, limits, maps, plan,
@@ -55,12 +56,7 @@ const PR_GET_THP_DISABLE: u64 = 42;
 
 fn ask(frame: u64, timers: Option<Vec<proto::PosixTimer>>) -> Questions {
     let mut program = Program::new();
-    // First of all the way back gets the alternate stack that rt_sigreturn would otherwise take away.
-    program.must(
-        libc::SYS_sigaltstack,
-        &[0.into(), (frame + FRAME_ALTSTACK).into()],
-        "keep the alternate stack",
-    );
+    keep_altstack(&mut program, frame);
     let altstack = signals::ask_altstack(&mut program);
     let prctl = |program: &mut Program, operation: u64, out: Option<Blob>, label: &str| {
         let out = out.map_or(0u64.into(), Into::into);
@@ -221,7 +217,10 @@ pub(crate) fn capture(
         tables.iter().map(|(pid, d)| (*pid, d.as_slice())).collect();
     table.finish(
         &borrowed,
-        &mut |pid, program| frozen.run(pid, program),
+        &mut |pid, program| {
+            borrow(frozen, pid)?;
+            frozen.run(pid, program)
+        },
         &mut refusals,
     )?;
     let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
@@ -398,24 +397,24 @@ fn one(
         let path = format!("/proc/{pid}/{name}");
         std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
     };
-    let mut known = timers::parse(&text("timers")?);
-    let answers = interview(process, status, &mut known)?;
-    for (tid, answer) in answers {
-        let Answer {
-            state,
-            rseq,
-            outcome,
-            questions,
-        } = answer;
+    let told = match tracker {
+        Some(tracker) => told::in_bulk(process, status, tracker)?,
+        None => None,
+    };
+    let answers = match told {
+        Some(told) => with_states(process, told)?,
+        None => interview(process, status, timers::parse(&text("timers")?))?,
+    };
+    for Answer {
+        tid,
+        state,
+        rseq,
+        told,
+    } in answers
+    {
         let Some(thread) = process.threads.get(&tid) else {
             continue;
         };
-        let own_status = if tid == pid {
-            status.clone()
-        } else {
-            Status::read(tid).map_err(failed(format!("reading /proc/{tid}/status")))?
-        };
-        let inner = own_status.inner("NSpid");
         let robust = sys::robust_list(tid as i32)
             .map_err(failed(format!("reading the robust list of thread {tid}")))?;
         let sched = scheduling::capture(tid)
@@ -424,37 +423,33 @@ fn one(
             .task()?
             .pending_signals(false)
             .map_err(failed(format!("reading pending signals of thread {tid}")))?;
-        let personality = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality"))
-            .unwrap_or_default();
         let record_thread = Thread {
-            tid: inner,
-            name: name(pid, tid),
+            tid: told.inner,
+            name: told.name,
             registers: sys::registers_to_bytes(&state.registers),
             remaining: waits::remaining(tid, &state, thread.asleep_since),
             xstate: state.xstate,
             blocked: state.mask,
             pending: pending.iter().map(|info| info.to_vec()).collect(),
-            altstack: signals::altstack(outcome.output(questions.altstack)),
+            altstack: told.altstack,
             robust_list: robust.0,
             robust_list_len: robust.1,
             rseq,
-            clear_child_tid: first_word(outcome.output(questions.tid_address)),
-            parent_death_signal: first_word(outcome.output(questions.death_signal)) as u32,
-            credentials: Some(identity::credentials(
-                &own_status,
-                outcome.results[questions.securebits].max(0) as u32,
-            )),
+            clear_child_tid: told.clear_child_tid,
+            parent_death_signal: told.death_signal,
+            credentials: Some(told.credentials),
             scheduling: Some(sched),
-            timer_slack: outcome.results[questions.timer_slack].max(0) as u64,
-            place: own_place(pid, tid, &own_status)?,
-            personality: u64::from_str_radix(personality.trim(), 16).unwrap_or(0),
+            timer_slack: told.timer_slack,
+            place: told.place,
+            personality: told.personality,
         };
-        if let Some(asked) = questions.process {
-            record.actions = asked.actions.answers(&outcome);
-            (record.interval_timers, record.posix_timers) = asked.timers.answers(&outcome);
-            record.child_subreaper = first_word(outcome.output(asked.subreaper)) as u32 != 0;
-            record.dumpable = outcome.results[asked.dumpable].max(0) as u32;
-            record.thp_disabled = outcome.results[asked.thp_disabled] == 1;
+        if let Some(told) = told.process {
+            record.actions = told.actions;
+            record.interval_timers = told.interval_timers;
+            record.posix_timers = told.posix_timers;
+            record.child_subreaper = told.child_subreaper;
+            record.dumpable = told.dumpable;
+            record.thp_disabled = told.thp_disabled;
             let pending = thread
                 .task()?
                 .pending_signals(true)
@@ -476,12 +471,7 @@ fn one(
             let space = table.spaces.of(pid);
             let watched = table.spaces.is_watched(pid);
             let mut memory = maps::capture(pid, tracker, (space, watched), &ours, table, refusals)?;
-            memory.space.layout = Some(maps::layout(
-                pid,
-                stat,
-                outcome.results[asked.brk] as u64,
-                exe,
-            )?);
+            memory.space.layout = Some(maps::layout(pid, stat, told.brk, exe)?);
             sources.push(Source::Process {
                 space,
                 pid,
@@ -499,7 +489,7 @@ fn one(
             timer.tid = Status::read(timer.tid).map_or(timer.tid, |status| status.inner("NSpid"));
         }
     }
-    record.descriptors = table.descriptors(pid, refusals)?;
+    record.descriptors = table.descriptors(pid, tracker, refusals)?;
     record.cwd = procfs::link(&format!("/proc/{pid}/cwd"))
         .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
     record.root = procfs::link(&format!("/proc/{pid}/root"))
@@ -526,16 +516,21 @@ fn own_place(pid: u32, tid: u32, status: &Status) -> Result<Option<proto::Place>
     if tid == pid || same.is_ok_and(|order| order == std::cmp::Ordering::Equal) {
         return Ok(None);
     }
+    place(pid, tid, status.octal("Umask")).map(Some)
+}
+
+/// Where a thread works.
+pub(crate) fn place(pid: u32, tid: u32, umask: u32) -> Result<proto::Place, CheckpointError> {
     let read = |name: &str| {
         let path = format!("/proc/{pid}/task/{tid}/{name}");
         procfs::link(&path).map_err(failed(format!("reading {path}")))
     };
-    Ok(Some(proto::Place {
+    Ok(proto::Place {
         cwd: read("cwd")?,
         root: read("root")?,
-        umask: status.octal("Umask"),
+        umask,
         cwd_deleted: directory::is_deleted(&format!("/proc/{pid}/task/{tid}/cwd")),
-    }))
+    })
 }
 
 /// The name of a thread.
@@ -547,11 +542,78 @@ fn name(pid: u32, tid: u32) -> Vec<u8> {
     name
 }
 
+/// What is known of a thread.
 struct Answer {
+    tid: u32,
     state: State,
     rseq: Option<proto::Rseq>,
-    outcome: Outcome,
+    told: Told,
+}
+
+/// Adds the registers to what is told already.
+fn with_states(
+    process: &freeze::Process,
+    told: Vec<(u32, Told)>,
+) -> Result<Vec<Answer>, CheckpointError> {
+    let mut answers = Vec::with_capacity(told.len());
+    for (tid, told) in told {
+        let Some(thread) = process.threads.get(&tid) else {
+            continue;
+        };
+        let (state, rseq) = cpu::state(thread.task()?)
+            .map_err(failed(format!("reading the registers of thread {tid}")))?;
+        answers.push(Answer {
+            tid,
+            state,
+            rseq,
+            told,
+        });
+    }
+    Ok(answers)
+}
+
+/// What a thread answered, with what /proc says of it.
+fn told(
+    pid: u32,
+    tid: u32,
+    status: &Status,
     questions: Questions,
+    outcome: &Outcome,
+) -> Result<Told, CheckpointError> {
+    let own_status = if tid == pid {
+        status.clone()
+    } else {
+        Status::read(tid).map_err(failed(format!("reading /proc/{tid}/status")))?
+    };
+    let personality =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality")).unwrap_or_default();
+    let of_process = |asked: ProcessQuestions| {
+        let (interval_timers, posix_timers) = asked.timers.answers(outcome);
+        ToldOfProcess {
+            actions: asked.actions.answers(outcome),
+            interval_timers,
+            posix_timers,
+            brk: outcome.results[asked.brk] as u64,
+            child_subreaper: first_word(outcome.output(asked.subreaper)) as u32 != 0,
+            dumpable: outcome.results[asked.dumpable].max(0) as u32,
+            thp_disabled: outcome.results[asked.thp_disabled] == 1,
+        }
+    };
+    Ok(Told {
+        inner: own_status.inner("NSpid"),
+        name: name(pid, tid),
+        personality: u64::from_str_radix(personality.trim(), 16).unwrap_or(0),
+        altstack: signals::altstack(outcome.output(questions.altstack)),
+        clear_child_tid: first_word(outcome.output(questions.tid_address)),
+        death_signal: first_word(outcome.output(questions.death_signal)) as u32,
+        timer_slack: outcome.results[questions.timer_slack].max(0) as u64,
+        credentials: identity::credentials(
+            &own_status,
+            outcome.results[questions.securebits].max(0) as u32,
+        ),
+        place: own_place(pid, tid, &own_status)?,
+        process: questions.process.map(of_process),
+    })
 }
 
 /// The stub's place for one thread, and what the thread goes back to.
@@ -631,8 +693,8 @@ pub(crate) fn lend(
 fn interview(
     process: &mut freeze::Process,
     status: &Status,
-    known: &mut Vec<proto::PosixTimer>,
-) -> Result<Vec<(u32, Answer)>, CheckpointError> {
+    mut known: Vec<proto::PosixTimer>,
+) -> Result<Vec<Answer>, CheckpointError> {
     let pid = process.pid;
     let mut asked = Vec::new();
     for Lending {
@@ -642,7 +704,7 @@ fn interview(
         rseq,
     } in lend(process, status)?
     {
-        let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(known)));
+        let questions = ask(slot.frame, (tid == pid).then(|| std::mem::take(&mut known)));
         asked.push((tid, slot, state, rseq, questions));
     }
     let mut runs: Vec<(u32, stub::Run<'_>, Option<remote::Running>)> = Vec::new();
@@ -675,20 +737,42 @@ fn interview(
         }
         outcomes.insert(tid, run.into_outcome());
     }
-    Ok(asked
-        .into_iter()
-        .filter_map(|(tid, _, state, rseq, questions)| {
-            Some((
-                tid,
-                Answer {
-                    state,
-                    rseq,
-                    outcome: outcomes.remove(&tid)?,
-                    questions,
-                },
-            ))
-        })
-        .collect())
+    let mut answers = Vec::with_capacity(asked.len());
+    for (tid, _, state, rseq, questions) in asked {
+        let Some(outcome) = outcomes.remove(&tid) else {
+            continue;
+        };
+        answers.push(Answer {
+            tid,
+            state,
+            rseq,
+            told: told(pid, tid, status, questions, &outcome)?,
+        });
+    }
+    Ok(answers)
+}
+
+/// Lends the stub to a process that has been told of without it, to run a program in its leader.
+pub(crate) fn borrow(frozen: &mut Frozen, pid: u32) -> Result<(), CheckpointError> {
+    let process = (frozen.processes.get_mut(&pid)).ok_or(CheckpointError::Gone { pid })?;
+    if process.lent.is_some() {
+        return Ok(());
+    }
+    let status = Status::read(pid).map_err(failed(format!("reading /proc/{pid}/status")))?;
+    lend(process, &status)?;
+    let frame = process.slot.map_or(0, |slot| slot.frame);
+    let mut keep = Program::new();
+    keep_altstack(&mut keep, frame);
+    frozen.run(pid, &keep).map(drop)
+}
+
+/// First of all the way back gets the alternate stack that rt_sigreturn would otherwise take away.
+pub(crate) fn keep_altstack(program: &mut Program, frame: u64) {
+    program.must(
+        libc::SYS_sigaltstack,
+        &[0.into(), (frame + FRAME_ALTSTACK).into()],
+        "keep the alternate stack",
+    );
 }
 
 /// Reads the leader's registers once more.

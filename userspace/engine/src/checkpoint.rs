@@ -37,7 +37,7 @@ pub fn checkpoint(
         let base = tracking.base(options.job);
         let mut writer = options.job.begin(options.compression, base)?;
         clock.phase("copy");
-        tracking.copy(&mut writer, options.progress)?;
+        tracking.copy(options.scope, &mut writer, options.progress)?;
         writer.next_round();
         live = Some(writer);
     }

@@ -3,7 +3,7 @@
 use remote::{Program, Running, Stopped, Waited, sys};
 
 use crate::CheckpointError;
-use crate::capture::lend;
+use crate::capture::{borrow, lend};
 use crate::freeze::{Frozen, failed};
 use crate::procfs::Status;
 
@@ -22,6 +22,7 @@ impl Copy {
     /// Copies the memory of a process of a frozen job to which the stub is lent. Mappings that a fork leaves out or wipes
     /// (`MADV_DONTFORK`, `MADV_WIPEONFORK`) are not in the copy.
     pub(crate) fn of(frozen: &mut Frozen, parent: u32) -> Result<Self, CheckpointError> {
+        borrow(frozen, parent)?;
         let lent = frozen.processes.get(&parent).and_then(|p| p.lent.as_ref());
         let ours = lent.map_or(0..0, |lent| lent.range());
         let mut program = Program::new();

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use images::proto::open_file::Kind;
 use images::proto::{Descriptor, OpenFile, Owner, Process, SharedMemory};
 use remote::{Arg, Expect, Program, sys};
+use tracker::{FileIdentity, Tracker};
 
 use crate::areas::Area;
 use crate::freeze::failed;
@@ -16,6 +17,7 @@ use crate::maps;
 use crate::procfs;
 use crate::{CheckpointError, Refusal};
 
+mod bulk;
 pub(crate) mod device;
 pub(crate) mod directory;
 pub(crate) mod epoll;
@@ -89,8 +91,10 @@ pub(crate) struct Table {
     pub(crate) spaces: crate::track::SpaceNumbers,
     /// Processes of the job: their pids as we see them, and inside the job.
     pub(crate) members: HashMap<u32, u32>,
-    /// Files of mappings, by device and inode.
-    mapped_inodes: Vec<(u32, (u64, u64))>,
+    /// Open files as the kernel tells them apart.
+    identities: HashMap<FileIdentity, u32>,
+    /// Files that are found by their paths alone, with device and inode.
+    by_path: Vec<(u32, (u64, u64))>,
 }
 
 impl Table {
@@ -137,7 +141,7 @@ impl Table {
             Ok(regular) => {
                 let id = self.add(Kind::Regular(regular), flags);
                 self.mapped.insert(key, id);
-                self.mapped_inodes.push((id, (device, area.inode)));
+                self.by_path.push((id, (device, area.inode)));
                 Ok(Ok(id))
             }
             Err(why) => Ok(Err(why)),
@@ -210,60 +214,74 @@ impl Table {
     pub(crate) fn descriptors(
         &mut self,
         pid: u32,
+        tracker: Option<&Tracker>,
         refusals: &mut Vec<Refusal>,
     ) -> Result<Vec<Descriptor>, CheckpointError> {
         let pidfd =
             sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
         let mut descriptors = Vec::new();
-        for fd in procfs::numbered(&format!("/proc/{pid}/fd")) {
+        for (fd, told) in bulk::list(pid, tracker) {
+            if let Some(descriptor) = told.as_ref().and_then(|told| bulk::plain(self, told)) {
+                descriptors.push(descriptor);
+                continue;
+            }
+            let identity = told.map(|told| told.identity);
             let held = hold(pid, &pidfd, fd)?;
-            let close_on_exec = held.flags & libc::O_CLOEXEC as u32 != 0;
-            let refuse = |(why, advice): Why, held: &Held| Refusal {
-                pid,
-                what: format!("descriptor {fd} ({})", held.link),
-                why,
-                advice,
-            };
-            let (locks, locks_of_file) = match lock::parse(&held.info) {
-                Ok(locks) => locks,
-                Err(why) => {
-                    refusals.push(refuse(why, &held));
-                    continue;
-                }
-            };
-            let key = (held.meta.dev(), held.meta.ino());
-            let known = self.holders.get(&key).and_then(|others| {
-                others.iter().find(|&&(other, other_fd, _)| {
-                    let (a, b) = (u64::from(other_fd), u64::from(fd));
-                    let same = sys::compare(other as i32, pid as i32, sys::Share::File, a, b);
-                    same.is_ok_and(|order| order == std::cmp::Ordering::Equal)
-                })
-            });
-            let file = match known {
-                Some(&(_, _, file)) => file,
-                None => match self.classify(&held) {
-                    Ok(kind) => {
-                        let id = self.add(kind, held.flags & !(libc::O_CLOEXEC as u32));
-                        self.files[id as usize - 1].owner = owner(&held);
-                        self.files[id as usize - 1].locks = locks_of_file;
-                        self.holders.entry(key).or_default().push((pid, fd, id));
-                        self.pending.push((id, held));
-                        id
-                    }
-                    Err(why) => {
-                        refusals.push(refuse(why, &held));
-                        continue;
-                    }
-                },
-            };
-            descriptors.push(Descriptor {
-                fd,
-                file,
-                close_on_exec,
-                locks,
-            });
+            let what = format!("descriptor {fd} ({})", held.link);
+            match self.descriptor(held, identity) {
+                Ok(descriptor) => descriptors.push(descriptor),
+                Err((why, advice)) => refusals.push(Refusal {
+                    pid,
+                    what,
+                    why,
+                    advice,
+                }),
+            }
         }
         Ok(descriptors)
+    }
+
+    /// Takes one, which may lead to an open file that is known already.
+    fn descriptor(
+        &mut self,
+        held: Held,
+        identity: Option<FileIdentity>,
+    ) -> Result<Descriptor, Why> {
+        let (fd, close_on_exec) = (held.fd, held.flags & libc::O_CLOEXEC as u32 != 0);
+        let (locks, locks_of_file) = lock::parse(&held.info)?;
+        let key = (held.meta.dev(), held.meta.ino());
+        let known = match identity {
+            Some(identity) => self.identities.get(&identity).copied(),
+            None => self.holders.get(&key).and_then(|others| {
+                let holder = others.iter().find(|&&(other, other_fd, _)| {
+                    let (a, b) = (u64::from(other_fd), u64::from(fd));
+                    let (one, two) = (other as i32, held.pid as i32);
+                    let same = sys::compare(one, two, sys::Share::File, a, b);
+                    same.is_ok_and(|order| order == std::cmp::Ordering::Equal)
+                });
+                holder.map(|&(_, _, file)| file)
+            }),
+        };
+        let file = match known {
+            Some(file) => file,
+            None => {
+                let kind = self.classify(&held)?;
+                let id = self.add(kind, held.flags & !(libc::O_CLOEXEC as u32));
+                self.files[id as usize - 1].owner = owner(&held);
+                self.files[id as usize - 1].locks = locks_of_file;
+                self.identities.extend(identity.map(|it| (it, id)));
+                let holder = (held.pid, fd, id);
+                self.holders.entry(key).or_default().push(holder);
+                self.pending.push((id, held));
+                id
+            }
+        };
+        Ok(Descriptor {
+            fd,
+            file,
+            close_on_exec,
+            locks,
+        })
     }
 
     fn classify(&mut self, held: &Held) -> Result<Kind, Why> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use remote::live::{self, Lent, State};
 use remote::stub::{self, Slot};
-use remote::{Outcome, Program, Running, Stop, Stopped, Waited, sys, task};
+use remote::{Outcome, Program, RunError, Running, Stop, Stopped, Waited, sys, task};
 
 use crate::procfs::{self, Status};
 use crate::waits;
@@ -66,11 +66,11 @@ pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Chec
     }
 }
 
-impl From<remote::RunError> for CheckpointError {
-    fn from(error: remote::RunError) -> Self {
+impl From<RunError> for CheckpointError {
+    fn from(error: RunError) -> Self {
         match error {
-            remote::RunError::Gone(pid) => Self::Gone { pid: pid as u32 },
-            remote::RunError::System { tid, doing, source } => {
+            RunError::Gone(pid) => Self::Gone { pid: pid as u32 },
+            RunError::System { tid, doing, source } => {
                 failed(format!("task {tid}: {doing}"))(source)
             }
             other => Self::System {
@@ -354,7 +354,15 @@ impl Frozen {
         let mut run = stub::Run::new(slot, program);
         loop {
             match run.start(task)? {
-                Ok(running) => task = run.finish(running, &mut |new| made = Some(new))?,
+                Ok(running) => {
+                    let finished = run.finish(running, &mut |new| made = Some(new));
+                    task = finished.inspect_err(|error| {
+                        // A call that fails ends the program, and the task stops as after the last one.
+                        if matches!(error, RunError::Call { .. } | RunError::Unexpected { .. }) {
+                            leader.task = Some(Stopped::known(pid as i32));
+                        }
+                    })?;
+                }
                 Err(task) => {
                     leader.held.append(&mut run.held);
                     leader.task = Some(task);

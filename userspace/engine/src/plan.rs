@@ -7,7 +7,7 @@ use images::proto::mapping::Kind;
 use images::proto::open_file::Kind as FileKind;
 use images::proto::process::State;
 use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
-use images::{Checkpoint, PAGE_SIZE};
+use images::{Checkpoint, PAGE_SIZE, PageSet};
 use remote::Program;
 
 use crate::files::{
@@ -58,6 +58,10 @@ pub struct Plan {
     pub(crate) host: Host,
     /// Descriptors from here on are ours.
     pub(crate) outer: u32,
+    /// All of them.
+    pub(crate) ours: std::ops::Range<u32>,
+    /// Which pages have content, by space.
+    pub(crate) content: BTreeMap<u64, Content>,
 }
 
 /// The addresses that are ours while a process is built; the job uses them in none of its processes.
@@ -192,43 +196,31 @@ pub fn plan(checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Pla
     let snapshot = checkpoint.snapshot();
     for process in &snapshot.processes {
         if let Some(memory) = &process.memory {
-            content.insert(memory.space, Content::of(checkpoint, memory.space)?);
+            content.insert(memory.space, Content(checkpoint.pages(memory.space)));
         }
     }
     let taken = |id: u32| std::path::Path::new(&format!("/proc/{id}")).exists();
-    make(snapshot, &content, &host, options.files, &taken).map_err(RestoreError::Refused)
+    let plan = make(snapshot, &content, &host, options.files, &taken);
+    let plan = plan.map_err(RestoreError::Refused)?;
+    Ok(Plan { content, ..plan })
 }
 
-/// Which pages of a space have content, as runs of pages, coarsely: from the first to the last page of each frame.
-#[derive(Debug, Default)]
-pub(crate) struct Content(Vec<(u64, u64)>);
+/// Which pages of a space have content.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Content(pub(crate) PageSet);
 
 impl Content {
-    fn of(checkpoint: &Checkpoint, space: u64) -> Result<Self, RestoreError> {
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        let mut add = |page: u64| match runs.last_mut() {
-            Some((_, end)) if *end == page => *end += 1,
-            _ => runs.push((page, page + 1)),
-        };
-        for frame in checkpoint.iter(space) {
-            frame.pages.iter().for_each(|&page| add(page));
-        }
-        for page in checkpoint.zero_pages(space) {
-            runs.push((page, page + 1));
-        }
-        runs.sort_unstable();
-        Ok(Self(runs))
+    pub(crate) fn within(&self, mapping: &Mapping) -> bool {
+        self.count(&(mapping.start..mapping.end)) > 0
     }
 
-    fn within(&self, mapping: &Mapping) -> bool {
-        let (start, end) = (
-            mapping.start / PAGE_SIZE as u64,
-            mapping.end / PAGE_SIZE as u64,
-        );
-        let nth = self.0.partition_point(|&(_, run_end)| run_end <= start);
-        self.0
-            .get(nth)
-            .is_some_and(|&(run_start, _)| run_start < end)
+    /// How many lie in an address range.
+    pub(crate) fn count(&self, range: &std::ops::Range<u64>) -> u64 {
+        let below = |address: u64| match (address / PAGE_SIZE as u64).checked_sub(1) {
+            Some(last) => self.0.rank(last),
+            None => 0,
+        };
+        below(range.end) - below(range.start)
     }
 }
 
@@ -457,6 +449,8 @@ pub(crate) fn make(
         objects,
         host: host.clone(),
         outer,
+        ours: outer..outer + ours as u32,
+        content: BTreeMap::new(),
     })
 }
 

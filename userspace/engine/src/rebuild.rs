@@ -2,20 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use images::Checkpoint;
 use images::proto::mapping::Kind;
 use images::proto::process::State;
 use images::proto::{Process, Snapshot, Thread};
+use memory::SoftDirty;
+use memory::serve::{Label, Vault};
+use memory::track::WriteProtect;
 use remote::seed::{self, Birth};
 use remote::stub::{self, Slot};
 use remote::{Arg, Expect, Outcome, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
 
 use crate::files::{outer, regular};
-use crate::pages::{self, Area, Target};
+use crate::pages::{self, Area, Place, Target};
 use crate::plan::{Plan, Step};
-use crate::{Rebuilt, RestoreError, RestoreOptions, Tracking, areas, track, tree, vdso, waits};
+use crate::{
+    LazyJob, Rebuilt, RestoreError, RestoreOptions, Serve, Tracking, areas, lazy, track, tree,
+    vdso, waits,
+};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
@@ -119,6 +125,9 @@ impl Builder<'_> {
                 Step::Thread { pid, tid } => self.thread(*pid, *tid)?,
                 Step::Fill => {
                     options.progress.phase("pages");
+                    if let Some(serve) = options.lazy {
+                        self.leave_for_later(serve)?;
+                    }
                     self.fill(checkpoint, options)?;
                     if options.watch {
                         self.watch(checkpoint)?;
@@ -588,6 +597,65 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Registers what can come later with userfaultfds, and has it served from now on.
+    fn leave_for_later(&mut self, serve: &Serve<'_>) -> Result<(), RestoreError> {
+        let no = |why: String| failed("preparing a lazy restore")(io::Error::other(why));
+        let snapshot = self.snapshot;
+        let alive = snapshot.processes.iter();
+        let alive: Vec<&Process> = alive.filter(|p| p.state() != State::Zombie).collect();
+        let setup = lazy::Setup::new(&alive, self.plan.ours.clone()).map_err(no)?;
+        let protect = false;
+        let mut found: Option<(Vault, u32)> = None;
+        let mut processes = Vec::new();
+        for process in &alive {
+            let number = processes.len() as u32;
+            let Some(memory) = lazy::waiting(self.plan, number, process) else {
+                continue;
+            };
+            let (pid, what) = (process.pid, "leave memory for later");
+            match &found {
+                Some((_, holder)) => self.run(pid, what, &setup.fetch_vault(*holder))?,
+                None => {
+                    let (program, output) = setup.make_vault();
+                    let outcome = self.ask(pid, what, &program)?;
+                    let mut program = Program::new();
+                    for (nth, end) in lazy::ends(outcome.output(output)).into_iter().enumerate() {
+                        setup.place(&mut program, end.into(), setup.descriptor + nth as u32);
+                    }
+                    self.run(pid, what, &program)?;
+                    let receiver = self.descriptor(pid, setup.descriptor)?;
+                    let sender = self.descriptor(pid, setup.descriptor + 1)?;
+                    found = Some((Vault::new(receiver, sender), pid));
+                }
+            }
+            let made = self.ask(pid, what, &setup.make())?;
+            let fd = made.result(0).map_err(failed(what))? as u32;
+            let uffd = lazy::register(&setup, self.descriptor(pid, fd)?, &memory, protect)
+                .map_err(|errno| failed(format!("process {pid}: {what}"))(errno.into()))?;
+            if let Some((vault, _)) = &found {
+                let label = Label {
+                    number,
+                    parent: None,
+                };
+                vault.keep(label, uffd.as_fd()).map_err(failed(what))?;
+            }
+            let mut program = Program::new();
+            program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
+            self.run(pid, what, &program)?;
+            let outer = self.tasks.get(&pid).map_or(0, |task| task.outer as u32);
+            processes.push((outer, memory));
+        }
+        let Some((vault, _)) = found else {
+            return Ok(());
+        };
+        serve(LazyJob {
+            vault,
+            descriptor: setup.descriptor,
+            processes,
+            protect,
+        })
+    }
+
     fn fill(
         &self,
         checkpoint: &Checkpoint,
@@ -607,7 +675,10 @@ impl Builder<'_> {
                 let zero_matters = m.kind() == Kind::FilePrivate;
                 matches!(m.kind(), Kind::Anonymous | Kind::FilePrivate).then_some(Area {
                     range: m.start..m.end,
-                    zero_matters,
+                    place: Place {
+                        zero_matters,
+                        later: options.lazy.is_some() && lazy::can_wait(m),
+                    },
                 })
             };
             let areas = memory.mappings.iter().filter_map(area).collect();
@@ -636,6 +707,12 @@ impl Builder<'_> {
                 continue;
             };
             let outer = task.outer as u32;
+            let pages = checkpoint.pages(memory.space);
+            if !track::by_userfaultfd() {
+                let tracker = Box::new(SoftDirty::new(outer));
+                tracking.adopt(outer, memory.space, tracker, pages)?;
+                continue;
+            }
             let (program, made) = track::userfaultfd();
             let outcome = self.ask(process.pid, "make a userfaultfd", &program)?;
             let fd = outcome.results[made] as u32;
@@ -643,7 +720,8 @@ impl Builder<'_> {
             let mut program = Program::new();
             program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
             self.run(process.pid, "close the userfaultfd", &program)?;
-            tracking.adopt(outer, memory.space, uffd, checkpoint.pages(memory.space))?;
+            let tracker = Box::new(WriteProtect::new(outer, uffd));
+            tracking.adopt(outer, memory.space, tracker, pages)?;
         }
         for &(maker, fd, space, _) in &self.plan.objects {
             let stat = nix::sys::stat::fstat(self.descriptor(maker, fd)?);

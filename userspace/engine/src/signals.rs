@@ -10,6 +10,11 @@ const ACTION_SIZE: usize = 32;
 /// Bytes of a signal set in system calls.
 const SET_SIZE: u64 = 8;
 
+/// Of the flags of an alternate stack, what is not its momentary state (include/uapi/linux/signal.h).
+pub(crate) const SS_AUTODISARM: u32 = 1 << 31;
+/// The flags of actions that `rt_sigaction(2)` shows (include/linux/signal_types.h, `UAPI_SA_FLAGS`).
+pub(crate) const USER_FLAGS: u64 = 0xdc00_0807;
+
 /// What only the process itself can be asked.
 pub(crate) struct Questions {
     actions: Vec<(u32, Blob)>,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use images::proto::Snapshot;
 use images::{Checkpoint, Job, PageSet, Writer};
 use memory::track::{FEATURES, WriteProtect, WriteTracker, Written};
-use memory::{PAGE_SIZE, Tracking as Method, uffd};
+use memory::{PAGE_SIZE, SoftDirty, Tracking as Method, uffd};
 use remote::{Program, sys};
 
 use crate::capture::lend;
@@ -112,7 +112,7 @@ impl Tracking {
     /// Why the kernel cannot, for people.
     pub fn new() -> Result<Self, String> {
         match memory::tracking() {
-            Method::WriteProtect => Ok(Self::default()),
+            Method::WriteProtect | Method::SoftDirty { .. } => Ok(Self::default()),
             Method::None { why } => Err(why.clone()),
         }
     }
@@ -127,7 +127,7 @@ impl Tracking {
         &mut self,
         pid: u32,
         number: u64,
-        uffd: OwnedFd,
+        mut tracker: Box<dyn WriteTracker>,
         present: PageSet,
     ) -> Result<(), RestoreError> {
         let doing = || format!("watching process {pid}");
@@ -139,13 +139,15 @@ impl Tracking {
             doing: doing(),
             source: std::io::Error::other(error),
         })?;
-        let mut tracker = WriteProtect::new(pid, uffd);
-        let ranges = watched(&areas);
+        let ranges: Vec<_> = watched(&areas)
+            .into_iter()
+            .map(|(range, _)| range)
+            .collect();
         // All that is there was just put there.
-        tracker.collect(&ranges, &mut Written::default())?;
+        tracker.collect(&ranges, false, &mut Written::default())?;
         let space = Space {
             present,
-            ..Space::new(number, born.field(22), Box::new(tracker))
+            ..Space::new(number, born.field(22), tracker)
         };
         self.spaces.insert(pid, space);
         self.reserve(number);
@@ -203,9 +205,8 @@ impl Tracking {
             }
             let Some(born) = born(pid) else { continue };
             match watch(pid) {
-                Ok(uffd) => {
+                Ok(tracker) => {
                     self.last_number += 1;
-                    let tracker = Box::new(WriteProtect::new(pid, uffd));
                     self.spaces
                         .insert(pid, Space::new(self.last_number, born, tracker));
                 }
@@ -224,9 +225,11 @@ impl Tracking {
         }
     }
 
-    /// Copies what was written while the job runs, until little is left or it does not get less.
+    /// Copies what was written while the job runs, until little is left or it does not get less. Who has to stop for a look is looked at
+    /// once only, the whole job standing still for it.
     pub(crate) fn copy(
         &mut self,
+        scope: Scope,
         writer: &mut Writer,
         progress: &dyn Progress,
     ) -> Result<(), CheckpointError> {
@@ -234,10 +237,21 @@ impl Tracking {
         let threads = (pages::threads() / 2).max(1);
         let mut before = u64::MAX;
         for round in 0..ROUNDS {
+            let live = |space: &Space| !space.late && (round == 0 || !space.tracker.needs_stop());
+            let stops = |space: &Space| live(space) && space.tracker.needs_stop();
+            let frozen = if self.spaces.values().any(stops) {
+                let frozen = Frozen::freeze(scope)?;
+                if self.shares_memory() {
+                    return Ok(());
+                }
+                Some(frozen)
+            } else {
+                None
+            };
             let mut pages = 0;
             let lost = &mut self.lost;
             self.spaces.retain(|&pid, space| {
-                if space.late {
+                if !live(space) {
                     return true;
                 }
                 let watched = space.look(pid).is_ok();
@@ -248,6 +262,7 @@ impl Tracking {
                 pages += left;
                 watched || space.lose(lost)
             });
+            drop(frozen);
             let little = pages <= FEW_PAGES || pages > before / 10 * 7;
             if round > 0 && little {
                 break;
@@ -256,7 +271,7 @@ impl Tracking {
             if round > 0 {
                 writer.next_round();
             }
-            let spaces = self.spaces.iter().filter(|(_, space)| !space.late);
+            let spaces = self.spaces.iter().filter(|(_, space)| live(space));
             let sources = spaces
                 .map(|(&pid, space)| space.source(pid, &space.areas, true))
                 .collect::<Vec<_>>();
@@ -268,12 +283,30 @@ impl Tracking {
                     space.put |= pages;
                     space.todo = Written {
                         pages: gone,
-                        whole: Vec::new(),
+                        ..Written::default()
                     };
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether two processes share an address space: a look at the one would hide from the other what was written. The capture
+    /// refuses that, if it lasts.
+    fn shares_memory(&self) -> bool {
+        let same = |a: u32, b: u32| {
+            sys::compare(a as i32, b as i32, sys::Share::Memory, 0, 0)
+                .is_ok_and(|order| order == std::cmp::Ordering::Equal)
+        };
+        let pids: Vec<u32> = self.spaces.keys().copied().collect();
+        let mut rest = pids.as_slice();
+        while let Some((&first, others)) = rest.split_first() {
+            if others.iter().any(|&other| same(first, other)) {
+                return true;
+            }
+            rest = others;
+        }
+        false
     }
 
     /// Numbers for the spaces of a frozen job. Address spaces that are no longer what they were get new ones.
@@ -303,7 +336,11 @@ impl Tracking {
     pub(crate) fn drop_replaced(&mut self) {
         let lost = &mut self.lost;
         self.spaces.retain(|_, space| {
-            space.tracker.collect(&[], &mut space.written).is_ok() || space.lose(lost)
+            space
+                .tracker
+                .collect(&[], false, &mut space.written)
+                .is_ok()
+                || space.lose(lost)
         });
     }
 
@@ -475,9 +512,10 @@ impl Space {
 
     /// Looks which pages of a running process were written.
     fn look(&mut self, pid: u32) -> Result<(), CheckpointError> {
-        self.areas = areas::private(pid)?;
-        self.areas.retain(|(_, kind)| is_watched(*kind));
-        self.collect(&watched(&self.areas))
+        let areas = watched(&areas::private(pid)?);
+        let done = self.collect(&areas);
+        self.areas = areas;
+        done
     }
 
     /// The same once it is stopped, with mappings that are known exactly.
@@ -501,9 +539,15 @@ impl Space {
         Ok(())
     }
 
-    fn collect(&mut self, ranges: &[Range<u64>]) -> Result<(), CheckpointError> {
-        let mut news = Written::default();
-        let result = self.tracker.collect(ranges, &mut news);
+    fn collect(&mut self, areas: &[Area]) -> Result<(), CheckpointError> {
+        let range = |(range, _): &Area| range.clone();
+        let unknown = areas.iter().filter(|(_, kind)| !self.tracker.covers(*kind));
+        let mut news = Written {
+            whole: unknown.map(range).collect(),
+            ..Written::default()
+        };
+        let ranges: Vec<_> = areas.iter().map(range).collect();
+        let result = self.tracker.collect(&ranges, false, &mut news);
         self.written.add(&news);
         self.todo.add(&news);
         Ok(result?)
@@ -542,9 +586,9 @@ fn is_watched(kind: memory::Kind) -> bool {
 }
 
 /// Those of `areas` that are watched.
-fn watched(areas: &[Area]) -> Vec<Range<u64>> {
+fn watched(areas: &[Area]) -> Vec<Area> {
     let watched = areas.iter().filter(|(_, kind)| is_watched(*kind));
-    watched.map(|(range, _)| range.clone()).collect()
+    watched.cloned().collect()
 }
 
 /// The parts of `range` that lie in no area of that kind.
@@ -574,9 +618,22 @@ fn keep_inside(pages: &mut PageSet, areas: &[Area]) {
     pages.remove_range(at..);
 }
 
+/// Watches a running process.
+fn watch(pid: u32) -> Result<Box<dyn WriteTracker>, CheckpointError> {
+    Ok(match by_userfaultfd() {
+        true => Box::new(WriteProtect::new(pid, take_userfaultfd(pid)?)),
+        false => Box::new(SoftDirty::new(pid)),
+    })
+}
+
+/// Whether processes are watched through userfaultfds of theirs.
+pub(crate) fn by_userfaultfd() -> bool {
+    *memory::tracking() == Method::WriteProtect
+}
+
 /// Gives a running process a userfaultfd for write tracking, and takes it out of its descriptors again. Only its leader stops
 /// for it, for about a millisecond.
-fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
+fn take_userfaultfd(pid: u32) -> Result<OwnedFd, CheckpointError> {
     let status = Status::read(pid).map_err(failed(format!("reading /proc/{pid}/status")))?;
     if status.state() == 'Z' {
         return Err(CheckpointError::Gone { pid });
@@ -607,7 +664,8 @@ fn watch(pid: u32) -> Result<OwnedFd, CheckpointError> {
 /// Makes a userfaultfd for write tracking; and which of the calls gives it.
 pub(crate) fn userfaultfd() -> (Program, usize) {
     let mut program = Program::new();
-    let flags = uffd::FLAGS.into();
+    // Which needs no right of the process: no fault of the kernel's ever waits for it, as written pages lose their protection by themselves.
+    let flags = (uffd::FLAGS | uffd::USER_MODE_ONLY).into();
     let made = program.must(libc::SYS_userfaultfd, &[flags], "make a userfaultfd");
     let api = program.words(&[uffd::API, FEATURES, 0]);
     program.must(

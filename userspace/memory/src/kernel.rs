@@ -27,6 +27,7 @@ pub(crate) mod is {
 pub(crate) mod entry {
     /// Page frame number, 0 without `CAP_SYS_ADMIN`; only where `PRESENT`.
     pub(crate) const FRAME: u64 = (1 << 55) - 1;
+    pub(crate) const SOFT_DIRTY: u64 = 1 << 55;
     pub(crate) const GUARD: u64 = 1 << 58;
     pub(crate) const FILE: u64 = 1 << 61;
     pub(crate) const SWAPPED: u64 = 1 << 62;
@@ -76,33 +77,49 @@ impl Query {
     }
 }
 
-/// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: protect what is found; fail with EPERM where nobody registered for that.
-const PROTECT: u64 = 1 << 0 | 1 << 1;
+/// `PM_SCAN_WP_MATCHING`: write-protect what is found in the same step.
+const PROTECT: u64 = 1 << 0;
+/// `PM_SCAN_CHECK_WPASYNC`: fail with EPERM at a mapping that is not registered with a userfaultfd for `WP_ASYNC`.
+const CHECK_WPASYNC: u64 = 1 << 1;
 
-/// Finds the written pages of `start..end` and write-protects them in the same step. Returns how many regions it has filled
-/// in and the address where it stopped. Fails with EPERM when it meets a mapping that is not registered with a
-/// userfaultfd for `WP_ASYNC`; pages before it may have been protected by then.
-///
-/// The masks are those for which pagemap_scan_pmd_entry() in fs/proc/task_mmu.c has a fast path, which takes entries that
-/// are empty as written.
-pub(crate) fn collect_written(
+/// Which written pages are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// All that may have been written, holes among them; nothing is protected. These masks have a fast path in
+    /// pagemap_scan_pmd_entry() in fs/proc/task_mmu.c, which takes empty entries as written; newer kernels
+    /// (pagemap_scan_pte_hole()) also tell of holes where no page table is, and would make page tables to protect them.
+    Fast,
+    /// Pages that are there, protected in the same step.
+    Protect {
+        /// Pages of files and shared memory too.
+        shared: bool,
+    },
+}
+
+/// Finds written pages of `start..end`. Returns how many regions it has filled in and the address where it stopped. Fails with
+/// EPERM when it meets a mapping that is not watched.
+pub(crate) fn written(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
+    look: Look,
     regions: &mut [PageRegion],
 ) -> Result<(usize, u64), Errno> {
-    scan(
-        pagemap,
-        PmScanArg {
-            flags: PROTECT,
-            start,
-            end,
-            category_mask: is::WRITTEN,
-            return_mask: is::WRITTEN,
-            ..PmScanArg::default()
-        },
-        regions,
-    )
+    let mut arg = PmScanArg {
+        flags: CHECK_WPASYNC,
+        start,
+        end,
+        category_mask: is::WRITTEN,
+        return_mask: is::WRITTEN,
+        ..PmScanArg::default()
+    };
+    if let Look::Protect { shared } = look {
+        arg.flags |= PROTECT;
+        arg.category_anyof_mask = is::PRESENT | is::SWAPPED;
+        arg.category_inverted = if shared { 0 } else { is::FILE };
+        arg.category_mask |= arg.category_inverted;
+    }
+    scan(pagemap, arg, regions)
 }
 
 /// Finds pages of `start..end` that match, at most `max_pages` (0: any number).

@@ -9,6 +9,8 @@ mod object;
 mod pagemap;
 mod probe;
 mod process;
+pub mod serve;
+mod soft_dirty;
 pub mod track;
 pub mod uffd;
 
@@ -17,8 +19,9 @@ use std::io;
 pub use copy::{Chunk, Source, copy_out};
 pub use object::Object;
 pub use pagemap::{Kind, Pagemap};
-pub use probe::{Tracking, tracking};
+pub use probe::{Tracking, reports_holes, soft_dirty_works, tracking};
 pub use process::ProcessMemory;
+pub use soft_dirty::SoftDirty;
 
 /// Bytes in a page. The only one on `x86_64`.
 pub const PAGE_SIZE: u64 = 4096;

@@ -131,6 +131,31 @@ impl Pagemap {
         Ok(u64::from_ne_bytes(raw) & (entry::PRESENT | entry::SWAPPED) == 0)
     }
 
+    /// Calls `found` with the number and the entry of every page of `range` that is in memory or in swap, by address.
+    pub(crate) fn each(
+        &self,
+        range: &Range<u64>,
+        found: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Error> {
+        if range.end - range.start >= LARGE && self.is_empty(range)? {
+            return Ok(());
+        }
+        let mut buffer = vec![0; (pages_in(range).min(ENTRIES) * 8) as usize];
+        let (mut page, end) = (range.start / PAGE_SIZE, range.end / PAGE_SIZE);
+        while page < end {
+            let bytes = &mut buffer[..((end - page).min(ENTRIES) * 8) as usize];
+            (self.file.read_exact_at(bytes, page * 8)).map_err(|source| self.failed(source))?;
+            for raw in bytes.chunks_exact(8) {
+                let raw = u64::from_ne_bytes(raw.try_into().unwrap_or_default());
+                if raw & (entry::PRESENT | entry::SWAPPED) != 0 {
+                    found(page, raw);
+                }
+                page += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// [`Error::Gone`] when the process no longer has the memory that this describes.
     pub(crate) fn check_alive(&self) -> Result<(), Error> {

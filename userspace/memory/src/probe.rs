@@ -8,12 +8,12 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 
 use crate::kernel::{PageRegion, entry, is, pagemap_scan};
 use crate::pagemap::Kind;
 use crate::track::{self, WriteProtect, WriteTracker, Written};
-use crate::{PAGE_SIZE, uffd};
+use crate::{PAGE_SIZE, PageSet, SoftDirty, uffd};
 
 /// How this kernel tells what its pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,34 +55,34 @@ impl Method {
     }
 }
 
-/// Three pages: one that was read, one that was written, and an untouched one.
+/// Three pages: one that was read, one that was written, and an untouched one. Between pages without access, so that no other
+/// mapping merges with them.
 struct Sample {
     start: NonNull<libc::c_void>,
     pagemap: File,
 }
 
-const SAMPLE_BYTES: usize = 3 * PAGE_SIZE as usize;
+const PAGE: usize = PAGE_SIZE as usize;
+const SAMPLE_BYTES: usize = 3 * PAGE;
 
 impl Sample {
     fn new() -> Option<Self> {
         let pagemap = File::open("/proc/self/pagemap").ok()?;
-        let length = NonZeroUsize::new(SAMPLE_BYTES)?;
+        let length = NonZeroUsize::new(SAMPLE_BYTES + 2 * PAGE)?;
         // SAFETY: a new mapping where the kernel likes; nothing else lives there.
-        let start = unsafe {
-            mmap_anonymous(
-                None,
-                length,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_PRIVATE,
-            )
-        }
-        .ok()?;
-        let bytes = start.cast::<u8>();
-        // SAFETY: both addresses lie in the mapping just made, which only this function knows.
+        let around =
+            unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) };
+        // SAFETY: the mapping just made is longer than a page.
+        let start = unsafe { around.ok()?.cast::<u8>().add(PAGE) };
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: these pages lie in the mapping just made.
+        unsafe { mprotect(start.cast(), SAMPLE_BYTES, access) }.ok()?;
+        // SAFETY: both addresses lie in it too, and only this function knows them.
         unsafe {
-            bytes.read_volatile();
-            bytes.add(PAGE_SIZE as usize).write_volatile(1);
+            start.read_volatile();
+            start.add(PAGE).write_volatile(1);
         }
+        let start = start.cast();
         Some(Self { start, pagemap })
     }
 
@@ -113,22 +113,27 @@ impl Sample {
         })
     }
 
+    /// The entry of one of its pages; 0 where the kernel does not tell.
+    fn entry(&self, page: u64) -> u64 {
+        let (mut raw, number) = ([0; 8], self.address() / PAGE_SIZE + page);
+        let read = self.pagemap.read_exact_at(&mut raw, number * 8);
+        read.map_or(0, |()| u64::from_ne_bytes(raw))
+    }
+
     fn zero_frame(&self) -> u64 {
-        let mut raw = [0; 8];
-        match self
-            .pagemap
-            .read_exact_at(&mut raw, self.address() / PAGE_SIZE * 8)
-        {
-            Ok(()) => u64::from_ne_bytes(raw) & entry::FRAME,
-            Err(_) => 0,
-        }
+        self.entry(0) & entry::FRAME
     }
 }
 
 impl Drop for Sample {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody holds a reference into it. Should unmapping fail, three pages leak.
-        let _ = unsafe { munmap(self.start, SAMPLE_BYTES) };
+        // SAFETY: the mapping is ours, and nobody holds a reference into it. Should unmapping fail, five pages leak.
+        let _ = unsafe {
+            munmap(
+                self.start.cast::<u8>().sub(PAGE).cast(),
+                SAMPLE_BYTES + 2 * PAGE,
+            )
+        };
     }
 }
 
@@ -137,6 +142,11 @@ impl Drop for Sample {
 pub enum Tracking {
     /// By write protection that it lifts by itself.
     WriteProtect,
+    /// By the soft-dirty bits of pages, for which the process has to stop.
+    SoftDirty {
+        /// Why not by write protection, for people.
+        why: String,
+    },
     /// Not at all, and why.
     None {
         /// For people.
@@ -148,19 +158,81 @@ pub enum Tracking {
 #[must_use]
 pub fn tracking() -> &'static Tracking {
     static TRACKING: OnceLock<Tracking> = OnceLock::new();
-    TRACKING.get_or_init(|| match write_protect_works() {
-        Ok(true) => Tracking::WriteProtect,
-        Ok(false) => Tracking::None {
-            why: "write protection misses written pages on this kernel".into(),
-        },
-        Err(errno) => Tracking::None {
-            why: format!("userfaultfd write protection is not to be had here ({errno})"),
-        },
+    TRACKING.get_or_init(|| {
+        let why = match write_protect_works() {
+            Ok(()) => return Tracking::WriteProtect,
+            Err(why) => format!("userfaultfd write protection {why}"),
+        };
+        match soft_dirty_works() {
+            Ok(()) => Tracking::SoftDirty { why },
+            Err(other) => Tracking::None {
+                why: format!("{why}, and the soft-dirty bit of pages {other}"),
+            },
+        }
     })
 }
 
-fn write_protect_works() -> Result<bool, Errno> {
-    let sample = Sample::new().ok_or(Errno::ENOSYS)?;
+const MISSES: &str = "misses written pages on this kernel";
+
+fn write_protect_works() -> Result<(), String> {
+    let absent = |errno: Errno| format!("is not to be had here ({errno})");
+    let fd = own_userfaultfd().map_err(absent)?;
+    let sample = Sample::new().ok_or(Errno::ENOMEM).map_err(absent)?;
+    sample.try_out(&mut WriteProtect::new(std::process::id(), fd))
+}
+
+/// Whether the soft-dirty bits of pages tell what was written.
+///
+/// # Errors
+/// In what way they do not, for people.
+pub fn soft_dirty_works() -> Result<(), String> {
+    let sample = Sample::new().ok_or("cannot be tried: /proc/self/pagemap is closed")?;
+    if sample.entry(1) & entry::FRAME == 0 {
+        let why = "needs the frame numbers in /proc/PID/pagemap, which only CAP_SYS_ADMIN sees";
+        return Err(why.to_owned());
+    }
+    sample.try_out(&mut SoftDirty::new(std::process::id()))
+}
+
+/// Whether write protection tells by itself of a block of 2 MiB that was given back; some kernels pass over page tables that
+/// are gone. `None` without write protection. Tracking does not depend on it.
+#[must_use]
+pub fn reports_holes() -> Option<bool> {
+    const BLOCK: usize = 2 << 20;
+    let mut tracker = WriteProtect::new(std::process::id(), own_userfaultfd().ok()?);
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let length = NonZeroUsize::new(2 * BLOCK)?;
+    // SAFETY: a new mapping where the kernel likes; nothing else lives there.
+    let start = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }.ok()?;
+    let block = (start.as_ptr() as usize).next_multiple_of(BLOCK) as u64;
+    let area = block..block + BLOCK as u64;
+    let reported = (|| {
+        let at = NonNull::new(block as *mut libc::c_void)?;
+        // SAFETY: a block of that size and alignment lies in a mapping of twice the size.
+        unsafe { at.cast::<u8>().write_bytes(1, BLOCK) };
+        let mut written = Written::default();
+        let areas = std::slice::from_ref(&area);
+        tracker.collect(areas, false, &mut written).ok()?;
+        // SAFETY: what is in the block is not needed any more.
+        unsafe { madvise(at, BLOCK, MmapAdvise::MADV_DONTNEED) }.ok()?;
+        written = Written::default();
+        tracker.collect(areas, false, &mut written).ok()?;
+        Some(told(&written, area.start / PAGE_SIZE..area.end / PAGE_SIZE))
+    })();
+    // SAFETY: the mapping is ours, and nobody holds a reference into it.
+    let _ = unsafe { munmap(start, 2 * BLOCK) };
+    reported
+}
+
+/// Whether none of these pages is as it was.
+fn told(written: &Written, pages: std::ops::Range<u64>) -> bool {
+    let mut left = PageSet::from_iter(pages);
+    written.subtract_from(&mut left);
+    left.is_empty()
+}
+
+/// A userfaultfd of our own for [`WriteProtect`].
+fn own_userfaultfd() -> Result<OwnedFd, Errno> {
     // SAFETY: takes flags, gives a descriptor or an error.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, uffd::FLAGS) };
     let fd = Errno::result(fd)?;
@@ -175,30 +247,47 @@ fn write_protect_works() -> Result<bool, Errno> {
             api.as_mut_ptr(),
         )
     };
-    Errno::result(done)?;
-    let mut tracker = WriteProtect::new(std::process::id(), fd);
-    let start = sample.address();
-    let area = start..start + SAMPLE_BYTES as u64;
-    let mut collect = || {
-        let mut written = Written::default();
-        let done = tracker.collect(std::slice::from_ref(&area), &mut written);
-        done.map(|()| written).map_err(|_| Errno::EPROTO)
-    };
-    let first = collect()?;
-    let idle = collect()?;
-    // SAFETY: the address lies in the mapping of `sample`, which only this function knows.
-    unsafe {
-        sample
-            .start
-            .cast::<u8>()
-            .add(PAGE_SIZE as usize)
-            .write_volatile(2)
-    };
-    let after = collect()?;
-    let page = start / PAGE_SIZE + 1;
-    Ok(first.whole == [area.clone()]
-        && !idle.pages.contains(page)
-        && idle.whole.is_empty()
-        && after.pages.contains(page)
-        && after.whole.is_empty())
+    Errno::result(done).map(|_| fd)
+}
+
+impl Sample {
+    /// Whether `tracker` finds a page that is new, one that was written, and one that was given back and read; and none that was
+    /// left alone.
+    fn try_out(&self, tracker: &mut dyn WriteTracker) -> Result<(), String> {
+        let start = self.address();
+        let areas = [start..start + SAMPLE_BYTES as u64];
+        let page = start / PAGE_SIZE + 1;
+        // SAFETY: the second page of the sample.
+        let written_page = unsafe { self.start.cast::<u8>().add(PAGE) };
+        let mut collect = || {
+            let mut written = Written::default();
+            let done = tracker.collect(&areas, false, &mut written);
+            done.map_err(|error| format!("is not to be had here ({error})"))?;
+            Ok::<_, String>(told(&written, page..page + 1))
+        };
+        if !collect()? {
+            return Err(MISSES.to_owned());
+        }
+        if collect()? {
+            return Err("takes pages for written that were not".to_owned());
+        }
+        // SAFETY: the page is in the sample, which only this function knows.
+        unsafe { written_page.write_volatile(2) };
+        if !collect()? {
+            return Err(MISSES.to_owned());
+        }
+        // SAFETY: as above.
+        unsafe {
+            madvise(written_page.cast(), PAGE, MmapAdvise::MADV_DONTNEED)
+                .map_err(|e| e.to_string())?;
+            written_page.read_volatile();
+        }
+        let found = collect()?;
+        let gone = tracker.vanished(&PageSet::from_iter([page]));
+        if found || gone.is_ok_and(|gone| !gone.is_empty()) {
+            Ok(())
+        } else {
+            Err("misses pages that were given back on this kernel".to_owned())
+        }
+    }
 }

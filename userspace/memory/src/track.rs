@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use crate::kernel::{PageRegion, collect_written};
+use crate::kernel::{self, Look, PageRegion};
 use crate::pagemap::failed;
 use crate::uffd::{self, Userfault, feature};
-use crate::{Error, PAGE_SIZE, PageSet, Pagemap};
+use crate::{Error, Kind, PAGE_SIZE, PageSet, Pagemap};
 
 /// Features of the userfaultfd that [`WriteProtect`] works with.
 pub const FEATURES: u64 = feature::WP_ASYNC | feature::WP_UNPOPULATED | feature::WP_HUGETLBFS_SHMEM;
@@ -21,6 +21,8 @@ pub struct Written {
     pub pages: PageSet,
     /// Ranges that nobody watched: whatever was there before is no longer to be trusted. By address, without overlap.
     pub whole: Vec<Range<u64>>,
+    /// Ranges in which nothing is but what `pages` has. By address, without overlap.
+    pub empty: Vec<Range<u64>>,
 }
 
 impl Written {
@@ -29,6 +31,8 @@ impl Written {
         self.pages |= &other.pages;
         self.whole.extend_from_slice(&other.whole);
         normalize(&mut self.whole);
+        self.empty.extend_from_slice(&other.empty);
+        normalize(&mut self.empty);
     }
 
     /// Whether there is nothing in it.
@@ -37,7 +41,7 @@ impl Written {
         self.pages.is_empty() && self.whole.is_empty()
     }
 
-    /// The runs of all that is in it, inside `range`, by address.
+    /// The runs of all that is to be read again, inside `range`, by address.
     #[must_use]
     pub fn runs(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = self
@@ -54,7 +58,7 @@ impl Written {
     /// Takes out of `pages` whatever is in it.
     pub fn subtract_from(&self, pages: &mut PageSet) {
         *pages -= &self.pages;
-        for range in &self.whole {
+        for range in self.whole.iter().chain(&self.empty) {
             pages.remove_range(range.start / PAGE_SIZE..range.end / PAGE_SIZE);
         }
     }
@@ -90,19 +94,28 @@ pub trait WriteTracker: Send {
     /// Adds to `written` what was written in `areas` since the last time, and begins anew. Areas are mappings, or parts of
     /// them, by address and without overlap; those that are new, or replaced, come whole, and are watched from here on.
     ///
-    /// The process may run: a page that is written after its turn is found the next time.
+    /// Pages of files, which a private mapping shows until they are written, are not told of, unless the areas are `shared`.
+    /// The process may run, unless it [must not](WriteTracker::needs_stop): a page that is written after its turn is found the
+    /// next time.
     ///
     /// # Errors
     /// [`Error::Gone`]: the address space is no more (exit, or exec), or the kernel does not say. What was written is not lost: it is in
     /// `written`, or still to be found.
-    fn collect(&mut self, areas: &[Range<u64>], written: &mut Written) -> Result<(), Error>;
+    fn collect(
+        &mut self,
+        areas: &[Range<u64>],
+        shared: bool,
+        written: &mut Written,
+    ) -> Result<(), Error>;
 
     /// Those of `pages` in `areas`, private mappings of huge pages, that may hold something else by now though
     /// [`WriteTracker::collect`] does not find them. Asked of a stopped process, after a collect of these areas.
     ///
     /// # Errors
     /// The kernel does not say.
-    fn doubtful(&self, pages: &PageSet, areas: &[Range<u64>]) -> Result<PageSet, Error>;
+    fn doubtful(&self, _pages: &PageSet, _areas: &[Range<u64>]) -> Result<PageSet, Error> {
+        Ok(PageSet::new())
+    }
 
     /// Those of `pages` that were given back without a trace in what [`WriteTracker::collect`] finds. Asked of a stopped process,
     /// after a collect of the areas that `pages` lie in.
@@ -110,6 +123,16 @@ pub trait WriteTracker: Send {
     /// # Errors
     /// The kernel does not say.
     fn vanished(&self, pages: &PageSet) -> Result<PageSet, Error>;
+
+    /// Whether what is written in the middle of a collect is lost: then whoever shares the address space must be stopped for it.
+    fn needs_stop(&self) -> bool {
+        false
+    }
+
+    /// Whether what is written to memory of this kind is found. Else all of it counts as written, always.
+    fn covers(&self, _kind: Kind) -> bool {
+        true
+    }
 }
 
 /// Write protection that the kernel lifts by itself (`UFFD_FEATURE_WP_ASYNC`, Linux 6.7), and `PAGEMAP_SCAN`.
@@ -123,7 +146,10 @@ pub struct WriteProtect {
 const BATCH: u64 = 2 << 20;
 
 /// Bytes that one system call looks at: faults of the running process wait for no longer than that takes.
-const STEP: u64 = 64 << 20;
+const STEP: u64 = 256 << 20;
+
+/// Written runs with so little between them are protected in one step.
+const NEAR: u64 = 128 << 10;
 
 /// What one entry of a page middle directory spans.
 const BLOCK: u64 = 2 << 20;
@@ -147,21 +173,55 @@ impl WriteProtect {
         }
     }
 
-    /// One batch; EPERM where one of its mappings is not watched.
+    /// Finds what was written in `range` and protects it; EPERM where a mapping in it is not watched.
     fn scan(
         &self,
         pagemap: &File,
         range: &Range<u64>,
-        written: &mut PageSet,
+        shared: bool,
+        written: &mut Written,
+    ) -> Result<Result<(), Errno>, Error> {
+        let mut spans: Vec<Range<u64>> = Vec::new();
+        let empty = &mut written.empty;
+        let told = self.each(pagemap, range, Look::Fast, |region| {
+            empty.push(region.clone());
+            match spans.last_mut() {
+                Some(last) if region.start - last.end < NEAR => last.end = region.end,
+                _ => spans.push(region),
+            }
+        })?;
+        if told.is_err() {
+            return Ok(told);
+        }
+        for span in spans {
+            let pages = &mut written.pages;
+            let told = self.each(pagemap, &span, Look::Protect { shared }, |region| {
+                pages.insert_range(region.start / PAGE_SIZE..region.end / PAGE_SIZE);
+            })?;
+            if told.is_err() {
+                // It was watched a moment ago.
+                written.whole.push(span);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Hands out the written regions of `range`.
+    fn each(
+        &self,
+        pagemap: &File,
+        range: &Range<u64>,
+        look: Look,
+        mut sink: impl FnMut(Range<u64>),
     ) -> Result<Result<(), Errno>, Error> {
         let mut regions = [PageRegion::default(); 512];
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min((at / STEP + 1) * STEP);
-            match collect_written(pagemap.as_fd(), at, end, &mut regions) {
+            match kernel::written(pagemap.as_fd(), at, end, look, &mut regions) {
                 Ok((filled, stopped)) => {
                     for region in &regions[..filled] {
-                        written.insert_range(region.start / PAGE_SIZE..region.end / PAGE_SIZE);
+                        sink(region.start..region.end);
                     }
                     if stopped <= at {
                         return Ok(Err(Errno::EPERM));
@@ -177,26 +237,31 @@ impl WriteProtect {
 }
 
 impl WriteTracker for WriteProtect {
-    fn collect(&mut self, areas: &[Range<u64>], written: &mut Written) -> Result<(), Error> {
+    fn collect(
+        &mut self,
+        areas: &[Range<u64>],
+        shared: bool,
+        written: &mut Written,
+    ) -> Result<(), Error> {
         let path = format!("/proc/{}/pagemap", self.pid);
         let pagemap = File::open(&path).map_err(|source| failed(self.pid, path, source))?;
-        let mut ignored = PageSet::new();
+        let mut ignored = Written::default();
         for batch in batches(areas) {
             let range = batch[0].start..batch[batch.len() - 1].end;
-            if self.scan(&pagemap, &range, &mut written.pages)?.is_ok() {
+            if self.scan(&pagemap, &range, shared, written)?.is_ok() {
                 continue;
             }
-            // Not even where a mapping of the batch was watched can we know what the failed scan has seen.
             written.whole.push(range);
             for area in batch {
                 // Who cannot be watched (another userfaultfd has it, or it went away) comes whole the next time too.
                 if self.uffd.register(area, uffd::mode::WP).is_ok() {
-                    let _ = self.scan(&pagemap, area, &mut ignored)?;
-                    ignored.clear();
+                    let _ = self.scan(&pagemap, area, shared, &mut ignored)?;
+                    ignored = Written::default();
                 }
             }
         }
         normalize(&mut written.whole);
+        normalize(&mut written.empty);
         self.check_alive()
     }
 

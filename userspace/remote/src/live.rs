@@ -242,6 +242,21 @@ fn single_call(
     }
 }
 
+/// One system call in a task of a running job, which then goes on as if nothing had been. `code` as for [`Lent::install`].
+///
+/// # Errors
+/// [`RunError::Call`] when the call fails; the task goes on all the same.
+pub fn borrow_call(tid: i32, code: u64, nr: i64, args: [u64; 6]) -> Result<u64, RunError> {
+    let fail = |doing| move |source| RunError::System { tid, doing, source };
+    let running = Running::seize(tid, libc::PTRACE_O_TRACESYSGOOD).map_err(fail("attaching"))?;
+    let task = stop(running)?;
+    let (task, result) = single_call(task, code, nr as u64, args)?;
+    task.poke(code, &[0; CODE_ROOM])
+        .map_err(fail("removing the stub"))?;
+    task.detach(0).map_err(fail("letting go"))?;
+    Ok(result)
+}
+
 /// Stops a running task where the kernel looks at signals; signals on the way are delivered.
 pub fn stop(running: Running) -> Result<Stopped, RunError> {
     let tid = running.tid();

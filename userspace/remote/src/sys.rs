@@ -473,6 +473,14 @@ pub fn io_priority(tid: i32) -> io::Result<u32> {
     Ok(check(unsafe { libc::syscall(libc::SYS_ioprio_get, 1, tid) })? as u32)
 }
 
+/// Gives the calling thread the idle class of I/O priority (ioprio_set(2)): it is served when nobody else wants the disk.
+pub fn idle_io() -> io::Result<()> {
+    const IDLE: i32 = 3 << 13;
+    // SAFETY: no pointers are passed. 1 is IOPRIO_WHO_PROCESS, 0 the calling thread.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, IDLE) })?;
+    Ok(())
+}
+
 /// Bytes in a pipe, socket or terminal (FIONREAD).
 pub fn bytes_waiting(fd: &OwnedFd) -> io::Result<usize> {
     let mut n: i32 = 0;

@@ -112,6 +112,14 @@ impl Running {
 }
 
 impl Stopped {
+    /// A task that is known to be in an interrupt or signal stop, though whoever had it has lost it on the way.
+    pub fn known(tid: i32) -> Self {
+        Self {
+            tid,
+            stop: Stop::Interrupt,
+        }
+    }
+
     /// The task's id.
     pub fn tid(&self) -> i32 {
         self.tid

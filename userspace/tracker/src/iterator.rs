@@ -64,10 +64,15 @@ impl<'a> Reader<'a> {
         Some(u64::from_ne_bytes(*bytes))
     }
 
-    /// A string in `size` bytes, with a zero behind it.
-    pub(crate) fn text(&mut self, size: usize) -> Option<String> {
+    pub(crate) fn bytes(&mut self, size: usize) -> Option<&'a [u8]> {
         let (bytes, rest) = self.rest.split_at_checked(size)?;
         self.rest = rest;
+        Some(bytes)
+    }
+
+    /// A string in `size` bytes, with a zero behind it.
+    pub(crate) fn text(&mut self, size: usize) -> Option<String> {
+        let bytes = self.bytes(size)?;
         let end = bytes.iter().position(|&byte| byte == 0)?;
         Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }

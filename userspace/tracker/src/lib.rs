@@ -1,23 +1,29 @@
 //! What eBPF programs say of a job: loading them, and reading what they write.
 //!
-//! Iterators write, for a process, one record for each of its mappings, without the text of /proc and without walking
-//! its page tables. Nothing stays attached: programs and links are descriptors of this process and end with it.
+//! Iterators write, for a process, one record for each of its mappings or descriptors, without the text of /proc and
+//! without walking its page tables. Nothing stays attached: programs and links are descriptors of this process and end with it.
 //!
 //! Everything here has a slower way without BPF; callers take that when [`Tracker::load`] fails.
 
 mod btf;
+mod descriptors;
 mod error;
 mod flags;
+mod identity;
 mod iterator;
 mod mappings;
 mod object;
 mod samples;
 mod sys;
+mod threads;
 
 use std::sync::{Mutex, PoisonError};
 
+pub use descriptors::Descriptor;
 pub use error::Error;
+pub use identity::FileIdentity;
 pub use mappings::{Mapping, Place};
+pub use threads::{Action, Process, Thread};
 
 use flags::Flags;
 use iterator::TaskIterator;
@@ -25,7 +31,9 @@ use iterator::TaskIterator;
 /// The programs, loaded into the kernel. Reading takes `&self`, from any thread.
 #[derive(Debug)]
 pub struct Tracker {
+    descriptors: TaskIterator,
     mappings: TaskIterator,
+    threads: TaskIterator,
     flags: Mutex<Flags>,
 }
 
@@ -35,14 +43,28 @@ impl Tracker {
     /// # Errors
     /// [`Error`]: the kernel or our rights do not allow it.
     pub fn load() -> Result<Self, Error> {
-        let kernel = object::Kernel::read()?;
-        let mut mappings = kernel.fit(object::MAPPINGS)?;
+        let description = object::describe_kernel()?;
+        let kernel = object::Kernel::new(&description)?;
         let tracker = Self {
-            mappings: mappings.iterator("mappings", "task_vma")?,
+            descriptors: kernel
+                .fit(object::DESCRIPTORS)?
+                .iterator("descriptors", "task_file")?,
+            mappings: kernel
+                .fit(object::MAPPINGS)?
+                .iterator("mappings", "task_vma")?,
+            threads: kernel.fit(object::THREADS)?.iterator("threads", "task")?,
             flags: Mutex::default(),
         };
         tracker.learn_from_ourselves()?;
         Ok(tracker)
+    }
+
+    /// The descriptors of a process, by number. It should not run meanwhile, or the picture is blurred.
+    ///
+    /// # Errors
+    /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no descriptors.
+    pub fn descriptors(&self, pid: u32) -> Result<Vec<Descriptor>, Error> {
+        descriptors::parse(&self.descriptors.read(pid)?)
     }
 
     /// The mappings of a process, by address. It should not run meanwhile, or the picture is blurred.
@@ -51,6 +73,14 @@ impl Tracker {
     /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no mappings.
     pub fn mappings(&self, pid: u32) -> Result<Vec<Mapping>, Error> {
         mappings::parse(&self.mappings.read(pid)?)
+    }
+
+    /// The threads of a process, its leader first. They should not run meanwhile, or the picture is blurred.
+    ///
+    /// # Errors
+    /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no threads.
+    pub fn threads(&self, pid: u32) -> Result<Vec<Thread>, Error> {
+        threads::parse(&self.threads.read(pid)?)
     }
 
     /// What smaps would show as the `VmFlags` of a mapping: two letters each, with spaces between. `None`: the kernel has

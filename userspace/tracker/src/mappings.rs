@@ -1,7 +1,7 @@
 //! The records of `ebpf/mappings.bpf.c`.
 
-use crate::Error;
 use crate::iterator::Reader;
+use crate::{Error, FileIdentity, identity};
 
 /// A mapping of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,16 +44,6 @@ pub enum Place {
     },
 }
 
-/// Tells open files apart, as long as all of them stay open. Deliberately without a way to print it: it is an address in the kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileIdentity(u64);
-
-impl std::fmt::Debug for FileIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("FileIdentity")
-    }
-}
-
 /// `NAME_SIZE` of ebpf/records.h.
 const NAME_SIZE: usize = 80;
 
@@ -80,10 +70,9 @@ fn one(reader: &mut Reader<'_>) -> Option<Mapping> {
     let place = match kind {
         0 => Place::Anonymous(name),
         1 => Place::File {
-            identity: FileIdentity(file),
+            identity: FileIdentity::new(file),
             offset,
-            // include/linux/kdev_t.h: MAJOR, MINOR.
-            device: (device >> 20, device & 0xf_ffff),
+            device: identity::device(device),
             inode,
             name,
         },

@@ -12,37 +12,57 @@ use crate::{Error, sys};
 #[repr(align(8))]
 struct Aligned<B: ?Sized>(B);
 
-/// `ebpf/mappings.bpf.c`
-pub(crate) const MAPPINGS: Compiled = {
-    static OBJECT: &Aligned<[u8]> =
-        &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/mappings.bpf.o")));
-    Compiled {
-        name: "mappings",
-        bytes: &OBJECT.0,
-    }
-};
+/// What clang made of `ebpf/NAME.bpf.c`.
+macro_rules! compiled {
+    ($name:literal) => {{
+        static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
+            env!("OUT_DIR"),
+            "/",
+            $name,
+            ".bpf.o"
+        )));
+        Compiled {
+            name: $name,
+            bytes: &OBJECT.0,
+        }
+    }};
+}
 
-/// What clang made of a file of `ebpf/`.
+/// An iterator over descriptors.
+pub(crate) const DESCRIPTORS: Compiled = compiled!("descriptors");
+/// An iterator over mappings.
+pub(crate) const MAPPINGS: Compiled = compiled!("mappings");
+/// An iterator over threads.
+pub(crate) const THREADS: Compiled = compiled!("threads");
+
+/// A compiled file of `ebpf/`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Compiled {
     name: &'static str,
     bytes: &'static [u8],
 }
 
-/// The running kernel's description of itself.
-pub(crate) struct Kernel {
-    data: Vec<u8>,
+/// The running kernel's description of itself, as it stands in /sys.
+pub(crate) fn describe_kernel() -> Result<Vec<u8>, Error> {
+    std::fs::read(DESCRIPTION).map_err(|source| Error::NoDescription {
+        path: DESCRIPTION,
+        source,
+    })
 }
 
 const DESCRIPTION: &str = "/sys/kernel/btf/vmlinux";
 
-impl Kernel {
-    pub(crate) fn read() -> Result<Self, Error> {
-        let data = std::fs::read(DESCRIPTION).map_err(|source| Error::NoDescription {
-            path: DESCRIPTION,
-            source,
+/// The kernel that programs are fitted to.
+pub(crate) struct Kernel<'a> {
+    btf: Btf<'a>,
+}
+
+impl<'a> Kernel<'a> {
+    pub(crate) fn new(description: &'a [u8]) -> Result<Self, Error> {
+        let btf = Btf::new(description).ok_or_else(|| Error::Lacks {
+            what: format!("description of its types in {DESCRIPTION} that could be understood"),
         })?;
-        Ok(Self { data })
+        Ok(Self { btf })
     }
 
     /// Fits an object to this kernel.
@@ -51,20 +71,20 @@ impl Kernel {
             name: compiled.name.to_owned(),
             why,
         };
-        let mut object = Object::parse(compiled.bytes).map_err(|error| unfit(error.to_string()))?;
-        let asked = object
+        let mut object = Object::parse(compiled.bytes).map_err(|error| unfit(whole(&error)))?;
+        let own = object
             .btf
             .as_ref()
             .map(aya_obj::btf::Btf::to_bytes)
             .unwrap_or_default();
-        let undescribed = || unfit("its types are not described".to_owned());
-        let kernel = Btf::new(&self.data).ok_or_else(undescribed)?;
-        let only = kernel.only(&Btf::new(&asked).ok_or_else(undescribed)?.names());
-        let only = aya_obj::btf::Btf::parse(&only, Default::default())
-            .map_err(|error| unfit(error.to_string()))?;
+        let own =
+            Btf::new(&own).ok_or_else(|| unfit("it does not describe its types".to_owned()))?;
+        let asked = self.btf.only(&own.names());
+        let asked = aya_obj::btf::Btf::parse(&asked, Default::default())
+            .map_err(|error| unfit(whole(&error)))?;
         object
-            .relocate_btf(&only)
-            .map_err(|error| unfit(error.to_string()))?;
+            .relocate_btf(&asked)
+            .map_err(|error| unfit(whole(&error)))?;
         let sections = object
             .functions
             .keys()
@@ -72,14 +92,28 @@ impl Kernel {
             .collect();
         object
             .relocate_calls(&sections)
-            .map_err(|error| unfit(error.to_string()))?;
-        Ok(Fitted { kernel, object })
+            .map_err(|error| unfit(whole(&error)))?;
+        Ok(Fitted {
+            kernel: self,
+            object,
+        })
     }
+}
+
+/// An error with everything that caused it.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 /// An object whose programs can be loaded.
 pub(crate) struct Fitted<'a> {
-    kernel: Btf<'a>,
+    kernel: &'a Kernel<'a>,
     object: Object,
 }
 
@@ -93,7 +127,7 @@ impl Fitted<'_> {
         let lacks = || Error::Lacks {
             what: format!("iterator over {over}"),
         };
-        let target = self.kernel.iterator(over).ok_or_else(lacks)?;
+        let target = self.kernel.btf.iterator(over).ok_or_else(lacks)?;
         let program = self.program(name, sys::Attach::Iterator, target)?;
         Ok(TaskIterator::new(name, program))
     }

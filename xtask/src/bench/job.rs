@@ -69,9 +69,84 @@ impl Workload {
 /// How long a job may take to get ready, to run again, or to check itself.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The directory in which a job tells how it is.
+pub(crate) struct Told(PathBuf);
+
+impl Told {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self(dir.into())
+    }
+
+    /// Waits until it is as large as it will be.
+    pub(crate) fn ready(&self) -> Result<()> {
+        self.wait_until("ready", || self.0.join("ready").exists().then_some(()))
+    }
+
+    /// How many pages it has written.
+    pub(crate) fn written(&self) -> f64 {
+        let text = fs::read_to_string(self.0.join("written")).unwrap_or_default();
+        text.parse().unwrap_or(0.0)
+    }
+
+    /// Each time that it stood still: from, to, in nanoseconds.
+    fn gaps(&self) -> Vec<(u64, u64)> {
+        let text = fs::read_to_string(self.0.join("gaps")).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.split_once(' '));
+        lines
+            .filter_map(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)))
+            .collect()
+    }
+
+    /// The longest it stood still since `since`, in seconds; 0 when that was less than a millisecond.
+    pub(crate) fn longest_gap(&self, since: u64) -> f64 {
+        let gaps = self.gaps().into_iter().filter(|(_, to)| *to > since);
+        gaps.map(|(from, to)| to - from).max().unwrap_or(0) as f64 / 1e9
+    }
+
+    /// Waits until it runs that was dead at `since`; gives when it did.
+    pub(crate) fn wait_for_resume(&self, since: u64) -> Result<u64> {
+        let resumed = || {
+            self.gaps()
+                .into_iter()
+                .find(|(from, to)| *from < since && *to > since)
+        };
+        self.wait_until("running again", resumed).map(|(_, to)| to)
+    }
+
+    /// Has it check itself and end.
+    pub(crate) fn verify(&self) -> Result<()> {
+        self.end();
+        let verdict = self.wait_until("done checking itself", || {
+            fs::read_to_string(self.0.join("verdict")).ok()
+        })?;
+        if verdict != "ok" {
+            bail!("after the restore: {verdict}");
+        }
+        Ok(())
+    }
+
+    /// Has it end, if it runs.
+    pub(crate) fn end(&self) {
+        let _ = fs::write(self.0.join("check"), "");
+    }
+
+    fn wait_until<T>(&self, what: &str, done: impl Fn() -> Option<T>) -> Result<T> {
+        let since = Instant::now();
+        loop {
+            if let Some(done) = done() {
+                return Ok(done);
+            }
+            if since.elapsed() > PATIENCE {
+                bail!("the job is not {what} after {} s", PATIENCE.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
 /// A job that runs, or will again.
 pub(crate) struct Job {
-    dir: PathBuf,
+    pub(crate) told: Told,
     child: Child,
 }
 
@@ -96,11 +171,9 @@ impl Job {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", workload.program))?;
-        let job = Self {
-            dir: dir.into(),
-            child,
-        };
-        job.wait_until("ready", || job.dir.join("ready").exists().then_some(()))?;
+        let told = Told::new(dir);
+        let job = Self { told, child };
+        job.told.ready()?;
         Ok(job)
     }
 
@@ -128,7 +201,7 @@ impl Job {
                 .status();
         }
         self.child.wait()?;
-        self.wait_until("dead", || self.tree().is_empty().then_some(()))
+        self.gone()
     }
 
     /// All its processes: those of the session it leads, zombies too, whose pids are still taken.
@@ -145,54 +218,15 @@ impl Job {
         .collect()
     }
 
-    /// Each time that it stood still: from, to, in nanoseconds.
-    fn gaps(&self) -> Vec<(u64, u64)> {
-        let text = fs::read_to_string(self.dir.join("gaps")).unwrap_or_default();
-        let lines = text.lines().filter_map(|line| line.split_once(' '));
-        lines
-            .filter_map(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)))
-            .collect()
-    }
-
-    /// The longest it stood still since `since`, in seconds; 0 when that was less than a millisecond.
-    pub(crate) fn longest_gap(&self, since: u64) -> Result<f64> {
-        let gaps = self.gaps().into_iter().filter(|(_, to)| *to > since);
-        Ok(gaps.map(|(from, to)| to - from).max().unwrap_or(0) as f64 / 1e9)
-    }
-
-    /// Waits until it runs that was dead at `since`; gives when it did.
-    pub(crate) fn wait_for_resume(&self, since: u64) -> Result<u64> {
-        let resumed = || {
-            self.gaps()
-                .into_iter()
-                .find(|(from, to)| *from < since && *to > since)
-        };
-        self.wait_until("running again", resumed).map(|(_, to)| to)
-    }
-
     /// Has it check itself and end.
-    pub(crate) fn verify(&mut self) -> Result<()> {
-        fs::write(self.dir.join("check"), "")?;
-        let verdict = self.wait_until("done checking itself", || {
-            fs::read_to_string(self.dir.join("verdict")).ok()
-        })?;
-        if verdict != "ok" {
-            bail!("after the restore: {verdict}");
-        }
-        self.wait_until("gone", || self.tree().is_empty().then_some(()))
+    pub(crate) fn verify(&self) -> Result<()> {
+        self.told.verify()?;
+        self.gone()
     }
 
-    fn wait_until<T>(&self, what: &str, done: impl Fn() -> Option<T>) -> Result<T> {
-        let since = Instant::now();
-        loop {
-            if let Some(done) = done() {
-                return Ok(done);
-            }
-            if since.elapsed() > PATIENCE {
-                bail!("the job is not {what} after {} s", PATIENCE.as_secs());
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+    fn gone(&self) -> Result<()> {
+        let gone = || self.tree().is_empty().then_some(());
+        self.told.wait_until("dead", gone)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::pick_all;
 use crate::cli::List;
 use crate::failure::Failure;
+use crate::lazy::Progress;
 use crate::output::{
     Align, Style, Table, command_line, moment, plain, print, print_json, size, styled,
 };
@@ -20,6 +21,8 @@ struct Entry {
     /// The root's pid, while it runs.
     pid: Option<u32>,
     command: Vec<String>,
+    /// How far it is, while memory of a lazily restored job is missing.
+    memory: Option<Progress>,
     checkpoints: Vec<Row>,
 }
 
@@ -30,7 +33,10 @@ struct Row {
     /// Nanoseconds since the epoch.
     taken_at: Option<u64>,
     processes: Option<usize>,
+    /// Bytes on disk that it needs.
     bytes: Option<u64>,
+    /// Those of them that no other checkpoint needs.
+    own_bytes: Option<u64>,
     /// Why it cannot be read.
     damage: Option<String>,
 }
@@ -61,6 +67,7 @@ pub(crate) fn execute(args: &List) -> Result<ExitCode, Failure> {
                 running: true,
                 pid: state.root.map(|root| root.pid),
                 command: state.command.clone(),
+                memory: None,
                 checkpoints: Vec::new(),
             });
         }
@@ -78,7 +85,9 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
     let state = running.iter().find(|state| state.name == job.name());
     let mut command = state.map(|state| state.command.clone()).unwrap_or_default();
     let mut checkpoints = Vec::new();
+    let usage = job.usage()?;
     for sequence in job.sequences()? {
+        let usage = usage.iter().find(|usage| usage.sequence == sequence);
         let row = match job.checkpoint(Some(sequence)) {
             Ok(checkpoint) => {
                 let snapshot = checkpoint.snapshot();
@@ -90,6 +99,7 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
                     taken_at: Some(checkpoint.manifest().created_at),
                     processes: Some(snapshot.processes.len()),
                     bytes: Some(checkpoint.bytes()),
+                    own_bytes: usage.map(|usage| usage.own),
                     damage: None,
                 }
             }
@@ -98,6 +108,7 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
                 taken_at: None,
                 processes: None,
                 bytes: None,
+                own_bytes: None,
                 damage: Some(error.to_string()),
             },
         };
@@ -109,6 +120,7 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
         running: state.is_some(),
         pid,
         command,
+        memory: state.and_then(|state| Progress::read(&state.entry)),
         checkpoints,
     })
 }
@@ -129,6 +141,9 @@ fn text(entries: &[Entry], dir: &Path) -> String {
             "{name}  {state}  {}\n",
             plain(&command_line(&entry.command))
         );
+        if let Some(memory) = &entry.memory {
+            text += &format!("  {}\n", memory.summary());
+        }
         if entry.checkpoints.is_empty() {
             text += "  no checkpoint yet\n";
             continue;
@@ -138,6 +153,7 @@ fn text(entries: &[Entry], dir: &Path) -> String {
             ("TAKEN", Align::Left),
             ("PROCESSES", Align::Right),
             ("SIZE", Align::Right),
+            ("OWN", Align::Right),
             ("", Align::Left),
         ]);
         for row in &entry.checkpoints {
@@ -148,6 +164,7 @@ fn text(entries: &[Entry], dir: &Path) -> String {
                     .map(|count| count.to_string())
                     .unwrap_or_default(),
                 row.bytes.map(size).unwrap_or_default(),
+                row.own_bytes.map(size).unwrap_or_default(),
                 row.damage.as_deref().map(plain).unwrap_or_default(),
             ]);
         }

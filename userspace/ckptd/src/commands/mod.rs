@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod completions;
+mod diff;
 mod doctor;
 mod init;
 mod list;
@@ -9,6 +10,7 @@ mod man;
 mod prune;
 mod restore;
 mod run;
+mod serve;
 mod show;
 mod verify;
 
@@ -27,11 +29,14 @@ pub(crate) fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::List(args) => list::execute(&args),
         Command::Show(args) => show::execute(&args),
         Command::Verify(args) => verify::execute(&args),
+        Command::Diff(args) => diff::execute(&args),
         Command::Prune(args) => prune::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
         Command::Completions(args) => completions::execute(&args),
         Command::Man(args) => man::execute(&args),
+        Command::Attach(args) => serve::attach(&args),
         Command::Init(args) => init::execute(&args),
+        Command::Serve(args) => serve::execute(&args),
     }
 }
 

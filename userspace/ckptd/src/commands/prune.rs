@@ -4,6 +4,7 @@ use super::pick_all;
 use crate::cli::Prune;
 use crate::failure::Failure;
 use crate::output::{count, plain, print, print_json, size};
+use crate::upkeep::tidy;
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -15,7 +16,12 @@ struct Gone {
     checkpoints: Vec<u64>,
     segments: usize,
     temporaries: usize,
+    /// Bytes freed.
     bytes: u64,
+    /// Segments rewritten because most of them was not needed any more.
+    rewritten: usize,
+    /// Bytes freed by that, less those written.
+    rewritten_bytes: u64,
     /// Checkpoints left alone because they cannot be read, and why.
     unreadable: Vec<(u64, String)>,
 }
@@ -24,7 +30,16 @@ struct Gone {
 pub(crate) fn execute(args: &Prune) -> Result<ExitCode, Failure> {
     let mut all = Vec::new();
     for job in pick_all(&args.store.path(), args.job.as_deref())? {
-        let pruned = job.prune(args.keep.unwrap_or(usize::MAX), args.dry_run)?;
+        let keep = args.keep.into();
+        let (pruned, compacted) = if args.dry_run {
+            let would = images::Compacted {
+                freed: job.compactable()?,
+                ..Default::default()
+            };
+            (job.prune(&keep, true)?, would)
+        } else {
+            tidy(&job, &keep, &|| true)?
+        };
         all.push(Gone {
             job: job.name().to_owned(),
             dry_run: args.dry_run,
@@ -32,6 +47,8 @@ pub(crate) fn execute(args: &Prune) -> Result<ExitCode, Failure> {
             segments: pruned.segments,
             temporaries: pruned.temporaries,
             bytes: pruned.bytes,
+            rewritten: compacted.segments,
+            rewritten_bytes: compacted.freed.saturating_sub(compacted.written),
             unreadable: pruned.unreadable,
         });
     }
@@ -70,6 +87,7 @@ fn text(gone: &Gone) -> String {
         ));
     }
     let mut text = match what.as_slice() {
+        [] if gone.rewritten_bytes > 0 => String::new(),
         [] => format!("{}: nothing to delete\n", plain(&gone.job)),
         _ => format!(
             "{}: {verb} {}, {} in all\n",
@@ -78,6 +96,16 @@ fn text(gone: &Gone) -> String {
             size(gone.bytes)
         ),
     };
+    if gone.rewritten_bytes > 0 {
+        let what = if gone.dry_run {
+            "rewriting segments would free".to_owned()
+        } else {
+            let segments = count(gone.rewritten as u64, "segment", "segments");
+            format!("rewrote {segments}, which freed")
+        };
+        let bytes = size(gone.rewritten_bytes);
+        text += &format!("{}: {what} {bytes}\n", plain(&gone.job));
+    }
     for (sequence, why) in &gone.unreadable {
         text += &format!("  left alone: checkpoint {sequence}: {}\n", plain(why));
     }
@@ -100,6 +128,8 @@ mod tests {
             segments: 1,
             temporaries: 0,
             bytes: 2048,
+            rewritten: 0,
+            rewritten_bytes: 0,
             unreadable: vec![],
         };
         assert_eq!(
@@ -108,5 +138,10 @@ mod tests {
         );
         (gone.checkpoints, gone.segments) = (vec![], 0);
         assert_eq!(text(&gone), "heat: nothing to delete\n");
+        (gone.dry_run, gone.rewritten, gone.rewritten_bytes) = (false, 1, 4096);
+        assert_eq!(
+            text(&gone),
+            "heat: rewrote 1 segment, which freed 4.0 KiB\n"
+        );
     }
 }

@@ -3,9 +3,7 @@
 use super::rights::{Capability, Rights};
 use super::system::kernel_at_least;
 use super::{Fact, State, number, read};
-use std::fs::File;
 use std::io::IoSliceMut;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// What works.
@@ -14,7 +12,7 @@ pub(crate) fn facts(rights: &Rights) -> Vec<Fact> {
         read_memory(),
         userfaultfd(rights),
         page_scan(),
-        soft_dirty(),
+        tracking(),
         huge_pages(),
         mappings(),
     ]
@@ -76,35 +74,31 @@ fn page_scan() -> Fact {
     .advice("use Linux 6.7 or newer")
 }
 
-/// A page that was written a moment ago must show as such.
-fn soft_dirty() -> Fact {
-    let page = vec![1_u8; 2 * images::PAGE_SIZE];
-    let number = (page.as_ptr() as usize / images::PAGE_SIZE + 1) as u64;
-    let mut entry = [0; 8];
-    let read = File::open("/proc/self/pagemap")
-        .and_then(|file| file.read_exact_at(&mut entry, number * 8));
-    // Bit 55 of an entry (pagemap.rst).
-    let works = read.is_ok() && u64::from_ne_bytes(entry) >> 55 & 1 == 1 && page[0] == 1;
-    if works || kernel_at_least(6, 7) {
-        let found = if works {
-            "works"
-        } else {
-            "this kernel has none, and needs none: it has the page scan"
-        };
-        return Fact::new(
-            "soft-dirty pages",
-            State::Good,
+/// How written pages are found.
+fn tracking() -> Fact {
+    let fact = |state, found| {
+        Fact::new(
+            "write tracking",
+            state,
             found,
-            "this version does without them",
-        );
-    }
-    Fact::new(
-        "soft-dirty pages",
-        State::Limited,
-        "this kernel has none",
-        "this version does without them; incremental checkpoints will need them, or the page scan",
-    )
-    .advice("use a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer")
+            "incremental checkpoints copy what was written since the last one",
+        )
+    };
+    let other = match memory::tracking() {
+        memory::Tracking::WriteProtect => {
+            let holes = match memory::reports_holes() {
+                Some(false) => "; memory given back is looked for, which it does not show",
+                _ => "",
+            };
+            let found = format!("by write protection, while the job runs{holes}");
+            return fact(State::Good, found);
+        }
+        memory::Tracking::SoftDirty { why } => {
+            format!("by soft-dirty pages, the job stopping twice a checkpoint: {why}")
+        }
+        memory::Tracking::None { why } => format!("none, checkpoints are whole: {why}"),
+    };
+    fact(State::Limited, other).advice("use Linux 6.7 or newer, as root")
 }
 
 fn huge_pages() -> Fact {

@@ -5,8 +5,10 @@ use super::control::Answer;
 use super::protocol::Reply;
 use crate::bpf::Bpf;
 use crate::failure::Failure;
+use crate::lazy::Pages;
 use crate::report::Report;
 use crate::take::{self, Order, Target};
+use crate::upkeep::Upkeep;
 use engine::{Silent, Tracking};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
@@ -22,8 +24,8 @@ pub(crate) struct Schedule {
     pub order: Order,
     /// How often; only on request without it.
     pub every: Option<Duration>,
-    /// How many are kept when the clock has added one; all without it.
-    pub keep: Option<usize>,
+    /// Which are kept when the clock has added one.
+    pub keep: images::Keep,
 }
 
 /// The thread, from the supervisor's side.
@@ -34,12 +36,13 @@ pub(crate) struct Taker {
 }
 
 impl Taker {
-    /// Starts the thread. `tracking` goes on where a restore has left it.
+    /// Starts the thread. `tracking` goes on where a restore has left it; `memory` is that of a job that may lack some of it.
     pub(crate) fn start(
         name: String,
         target: Target,
         schedule: Schedule,
         tracking: Option<Tracking>,
+        memory: Option<Pages>,
     ) -> Self {
         let (requests, inbox) = mpsc::channel();
         let busy = Arc::new(Mutex::new(()));
@@ -50,6 +53,8 @@ impl Taker {
             target,
             schedule,
             tracking,
+            memory,
+            upkeep: Upkeep::default(),
             warned: false,
         };
         Self {
@@ -87,6 +92,8 @@ struct Work {
     target: Target,
     schedule: Schedule,
     tracking: Option<Tracking>,
+    memory: Option<Pages>,
+    upkeep: Upkeep,
     /// The user knows that written pages cannot be told.
     warned: bool,
 }
@@ -106,6 +113,7 @@ impl Work {
                     order.incremental |= self.schedule.order.incremental || self.tracking.is_some();
                     match self.take(&order, &answer) {
                         Ok(report) => {
+                            self.tidy(&order, images::Keep::default());
                             answer.finish(&Reply::Done(report.clone()));
                             if order.kill {
                                 return Some(report);
@@ -125,6 +133,11 @@ impl Work {
     }
 
     fn take(&mut self, order: &Order, progress: &dyn engine::Progress) -> Result<Report, Failure> {
+        // A checkpoint is taken of a job that has all of its memory.
+        if let Some(memory) = self.memory.take() {
+            progress.phase("memory");
+            memory.wait();
+        }
         if order.incremental && self.tracking.is_none() {
             match Tracking::new() {
                 Ok(tracking) => self.tracking = Some(tracking),
@@ -156,21 +169,23 @@ impl Work {
 
     fn on_time(&mut self) {
         let order = self.schedule.order.clone();
-        let done = self.take(&order, &Silent).and_then(|_| self.prune());
-        if let Err(failure) = done {
+        match self.take(&order, &Silent) {
+            Ok(_) => self.tidy(&order, self.schedule.keep),
             // Of a job that has just ended there is nothing to say.
-            if crate::process::name(self.target.root()).is_some() {
+            Err(failure) if crate::process::name(self.target.root()).is_some() => {
                 failure.print(false);
             }
+            Err(_) => {}
         }
     }
 
-    fn prune(&self) -> Result<(), Failure> {
-        let Some(keep) = self.schedule.keep else {
-            return Ok(());
-        };
-        let store = images::Store::open(&self.schedule.order.dir)?;
-        store.job(&self.name)?.prune(keep, false)?;
-        Ok(())
+    /// Has old checkpoints and dead pages removed, beside what comes next.
+    fn tidy(&mut self, order: &Order, keep: images::Keep) {
+        let job = images::Store::open(&order.dir).and_then(|store| store.job(&self.name));
+        if let Ok(job) = job
+            && (order.incremental || !keep.all())
+        {
+            self.upkeep.begin(job, keep);
+        }
     }
 }

@@ -100,7 +100,7 @@ pub(super) fn finish_capture(table: &mut Table, pending: &[(u32, Held)]) {
         let key = (held.meta.dev(), held.meta.ino());
         (*id, key)
     });
-    let all: Vec<_> = held.chain(table.mapped_inodes.iter().copied()).collect();
+    let all: Vec<_> = held.chain(table.by_path.iter().copied()).collect();
     for (id, key) in all {
         let Some(&object) = table.objects_by_inode.get(&key) else {
             continue;

@@ -53,7 +53,12 @@ pub(crate) fn mapped(pid: u32, path: &str, device: u64, inode: u64) -> Result<Re
     Ok(record(path, 0, &meta, build_id))
 }
 
-fn record(path: &str, offset: u64, meta: &std::fs::Metadata, build_id: Vec<u8>) -> Regular {
+pub(super) fn record(
+    path: &str,
+    offset: u64,
+    meta: &std::fs::Metadata,
+    build_id: Vec<u8>,
+) -> Regular {
     Regular {
         path: path.to_owned(),
         offset,

@@ -59,14 +59,16 @@ impl Object {
         let mut seen = BTreeSet::new();
         for (number, range, offset) in views {
             seen.insert((*number, range.start, range.end, *offset));
-            let Some(space) = spaces.values_mut().find(|space| space.number == *number) else {
+            let space = (spaces.values_mut()).find(|space| space.number == *number);
+            // A tracker that has to stop for it begins anew for the whole process, not for this mapping alone.
+            let Some(space) = space.filter(|space| !space.tracker.needs_stop()) else {
                 self.unknown = true;
                 continue;
             };
             let mut written = Written::default();
             space
                 .tracker
-                .collect(std::slice::from_ref(range), &mut written)?;
+                .collect(std::slice::from_ref(range), true, &mut written)?;
             for run in written.runs(range) {
                 let page = |address: u64| (address - range.start + offset) / PAGE_SIZE;
                 self.written.insert_range(page(run.start)..page(run.end));

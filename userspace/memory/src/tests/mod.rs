@@ -2,6 +2,7 @@
 
 mod copy;
 mod pagemap;
+mod track;
 
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -22,7 +23,7 @@ pub(super) struct Region {
 }
 
 impl Region {
-    /// Private anonymous memory, readable and writable, aligned to 2 MiB.
+    /// Private anonymous memory, readable and writable, aligned to 2 MiB, in small pages.
     pub(super) fn new(pages: usize) -> Self {
         let huge = 512;
         let length = NonZeroUsize::new((pages + huge) * PAGE_SIZE as usize).unwrap();
@@ -37,6 +38,9 @@ impl Region {
             )
         };
         let start = start.unwrap();
+        // Whatever this machine makes of memory that says nothing.
+        // SAFETY: the mapping just made.
+        unsafe { libc::madvise(start.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
         let aligned = (start.as_ptr() as usize).next_multiple_of(huge * PAGE_SIZE as usize);
         Self {
             start: std::ptr::NonNull::new(aligned as *mut _).unwrap(),
@@ -117,12 +121,18 @@ pub(super) struct Child(Pid);
 impl Child {
     /// `setup` runs in a copy of a process with threads: system calls and memory accesses only.
     pub(super) fn new(setup: impl FnOnce()) -> Self {
+        Self::acting(setup, || {})
+    }
+
+    /// The same, but goes on with `act`, of which `setup`'s promise holds too, before it waits.
+    pub(super) fn acting(setup: impl FnOnce(), act: impl FnOnce()) -> Self {
         let (ready, done): (OwnedFd, OwnedFd) = pipe().unwrap();
         // SAFETY: the child does nothing but `setup`, as promised above, write(2) and pause(2).
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 setup();
                 let _ = write(&done, b"r");
+                act();
                 loop {
                     pause();
                 }

@@ -18,17 +18,22 @@ fn content(child: &Child, region: &Region, kind: Kind) -> Vec<std::ops::Range<u6
     })
 }
 
-fn ask(
-    child: &Child,
-    region: &Region,
-    question: impl Fn(&Pagemap, &mut Vec<std::ops::Range<u64>>) -> Result<(), Error>,
-) -> Vec<std::ops::Range<u64>> {
+/// Every way of asking that this kernel knows.
+fn methods() -> Vec<Method> {
     let mut methods = vec![Method::entries()];
     if let Method::Scan { guards } = Method::probe() {
         methods.push(Method::Scan { guards: false });
         methods.push(Method::Scan { guards });
     }
-    let mut answers: Vec<Vec<_>> = methods
+    methods
+}
+
+fn ask(
+    child: &Child,
+    region: &Region,
+    question: impl Fn(&Pagemap, &mut Vec<std::ops::Range<u64>>) -> Result<(), Error>,
+) -> Vec<std::ops::Range<u64>> {
+    let mut answers: Vec<Vec<_>> = methods()
         .into_iter()
         .map(|method| {
             let mut out = Vec::new();
@@ -157,11 +162,7 @@ fn a_reservation_of_terabytes_is_passed_over() {
 fn a_limit_is_kept_and_can_be_continued() {
     let region = Region::new(256);
     let child = Child::new(|| (0..256).step_by(2).for_each(|page| region.fill(page, 1)));
-    for method in [
-        Method::probe(),
-        Method::Scan { guards: false },
-        Method::entries(),
-    ] {
+    for method in methods() {
         let pagemap = Pagemap::with_method(child.pid(), method).unwrap();
         let mut out = Vec::new();
         let (stopped, left) = pagemap

@@ -1,7 +1,7 @@
 //! `ckptd show`: what a checkpoint holds.
 
 mod describe;
-mod model;
+pub(super) mod model;
 mod text;
 
 use super::pick;
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 pub(crate) fn execute(args: &Show) -> Result<ExitCode, Failure> {
     let job = pick(&args.store.path(), args.job.as_deref())?;
     let checkpoint = job.checkpoint(args.at)?;
-    let model = model::Checkpoint::new(&checkpoint)?;
+    let model = model::Checkpoint::new(&job, &checkpoint)?;
     if args.output.json {
         print_json(&model);
     } else {

@@ -23,8 +23,14 @@ pub(crate) struct Checkpoint {
     pub command: Vec<String>,
     /// The process whose exit status is the job's.
     pub root: u32,
-    /// Bytes on disk.
+    /// Bytes on disk that it needs.
     pub bytes: u64,
+    /// Those of them that no other checkpoint needs.
+    pub own_bytes: u64,
+    /// Bytes of segments that were written for it.
+    pub written_bytes: u64,
+    /// The checkpoint whose pages it goes on using; 0: none.
+    pub base: u64,
     /// Bytes of memory saved, shared memory counted once.
     pub saved: u64,
     pub compression: String,
@@ -104,16 +110,10 @@ pub(crate) struct Descriptor {
 struct Pages(HashMap<u64, PageSet>);
 
 impl Pages {
-    fn of(checkpoint: &images::Checkpoint) -> Result<Self, Failure> {
-        let mut pages = HashMap::new();
-        for space in &checkpoint.manifest().spaces {
-            let mut set = PageSet::new();
-            for frame in checkpoint.frames(space.space)? {
-                set.extend(frame.pages);
-            }
-            pages.insert(space.space, set);
-        }
-        Ok(Self(pages))
+    fn of(checkpoint: &images::Checkpoint) -> Self {
+        let spaces = checkpoint.manifest().spaces.iter();
+        let content = |space| checkpoint.pages(space) - checkpoint.zero_pages(space);
+        Self(spaces.map(|has| (has.space, content(has.space))).collect())
     }
 
     /// Bytes from address `start` up to `end`.
@@ -136,11 +136,15 @@ impl Pages {
 
 impl Checkpoint {
     /// Reads it out of the image.
-    pub(crate) fn new(checkpoint: &images::Checkpoint) -> Result<Self, Failure> {
+    pub(crate) fn new(job: &images::Job, checkpoint: &images::Checkpoint) -> Result<Self, Failure> {
         let (manifest, snapshot) = (checkpoint.manifest(), checkpoint.snapshot());
         let host = snapshot.host.clone().unwrap_or_default();
         let statistics = manifest.statistics.clone().unwrap_or_default();
-        let pages = Pages::of(checkpoint)?;
+        let usage = job.usage()?;
+        let usage = usage
+            .iter()
+            .find(|usage| usage.sequence == checkpoint.sequence());
+        let pages = Pages::of(checkpoint);
         let context = Context::new(snapshot, &pages);
         Ok(Self {
             job: manifest.job.clone(),
@@ -154,6 +158,10 @@ impl Checkpoint {
             command: snapshot.command.clone(),
             root: snapshot.root,
             bytes: checkpoint.bytes(),
+            // It is not listed when it was removed a moment ago.
+            own_bytes: usage.map_or(checkpoint.bytes(), |usage| usage.own),
+            written_bytes: statistics.bytes,
+            base: statistics.base,
             saved: pages.all(),
             compression: statistics.compression,
             stopped_seconds: statistics.stopped_ns as f64 / 1e9,

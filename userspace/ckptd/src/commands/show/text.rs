@@ -48,6 +48,20 @@ fn heading(checkpoint: &Checkpoint) -> String {
             plain(&checkpoint.compression)
         ),
     );
+    let shared = checkpoint.bytes.saturating_sub(checkpoint.own_bytes);
+    let base = match checkpoint.base {
+        0 => String::new(),
+        base => format!(", based on checkpoint {base}"),
+    };
+    line(
+        "of these",
+        format!(
+            "{} its own, {} shared with other checkpoints; {} written for it{base}",
+            size(checkpoint.own_bytes),
+            size(shared),
+            size(checkpoint.written_bytes),
+        ),
+    );
     line(
         "stopped",
         format!(

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/* The threads of a process, one record each, its leader first with what the process has as a whole: much of it only the threads
+ * themselves could be asked otherwise. */
+#include "kernel.h"
+#include "records.h"
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+/* The license as the kernel wants to know it (include/linux/license.h): reading kernel memory is for compatible ones only. */
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+#define SIGNALS 64
+/* include/linux/sched.h */
+#define PFA_NO_NEW_PRIVS 0
+/* include/linux/hrtimer.h */
+#define HRTIMER_STATE_ENQUEUED 1
+
+/* Up to Linux 6.2 two words of 32 bits, since then one of 64. */
+static __always_inline __u64 capabilities(const struct kernel_capabilities *set)
+{
+	__u64 bits = 0;
+
+	bpf_probe_read_kernel(&bits, sizeof(bits), set);
+	return bits;
+}
+
+static __always_inline void who(struct thread *record, const struct cred *cred)
+{
+	record->capabilities[0] = capabilities(&cred->cap_inheritable);
+	record->capabilities[1] = capabilities(&cred->cap_permitted);
+	record->capabilities[2] = capabilities(&cred->cap_effective);
+	record->capabilities[3] = capabilities(&cred->cap_bset);
+	record->capabilities[4] = capabilities(&cred->cap_ambient);
+	record->securebits = cred->securebits;
+	record->ids[0] = cred->uid.val;
+	record->ids[1] = cred->euid.val;
+	record->ids[2] = cred->suid.val;
+	record->ids[3] = cred->fsuid.val;
+	record->ids[4] = cred->gid.val;
+	record->ids[5] = cred->egid.val;
+	record->ids[6] = cred->sgid.val;
+	record->ids[7] = cred->fsgid.val;
+	record->group_count = cred->group_info->ngroups;
+}
+
+static __always_inline __u32 inner_tid(struct task_struct *task)
+{
+	struct pid *pid = task->thread_pid;
+	struct upid number = {};
+
+	bpf_probe_read_kernel(&number, sizeof(number), &pid->numbers[0] + pid->level);
+	return number.nr;
+}
+
+static __always_inline int has_timers(struct signal_struct *signal)
+{
+	void *first = 0;
+
+	bpf_probe_read_kernel(&first, sizeof(first), &signal->posix_timers);
+	/* An empty list_head leads to itself. */
+	if (bpf_core_field_size(signal->posix_timers) == sizeof(first) ? first != 0 :
+									 first != (void *)&signal->posix_timers)
+		return 1;
+	if (!bpf_core_field_exists(signal->real_timer.state) ||
+	    BPF_CORE_READ(signal, real_timer.state) & HRTIMER_STATE_ENQUEUED)
+		return 1;
+	return BPF_CORE_READ(signal, it_real_incr) || BPF_CORE_READ(signal, it[0].expires) ||
+	       BPF_CORE_READ(signal, it[0].incr) || BPF_CORE_READ(signal, it[1].expires) ||
+	       BPF_CORE_READ(signal, it[1].incr);
+}
+
+static __always_inline __u64 mm_flags(struct mm_struct *mm)
+{
+	struct mm_struct___bitmap *newer = (void *)mm;
+
+	if (bpf_core_field_exists(newer->flags.__mm_flags))
+		return BPF_CORE_READ(newer, flags.__mm_flags[0]);
+	return BPF_CORE_READ(mm, flags);
+}
+
+SEC("iter/task")
+int threads(struct bpf_iter__task *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	struct task_struct *task = ctx->task;
+	__u32 groups[GROUPS_MAX] = {};
+	struct thread record = {};
+	struct process process = {};
+	struct action action = {};
+	long size;
+
+	if (!task)
+		return 0;
+	record.tid = task->pid;
+	record.inner_tid = inner_tid(task);
+	record.altstack = task->sas_ss_sp;
+	record.altstack_size = task->sas_ss_size;
+	record.altstack_flags = task->sas_ss_flags;
+	record.clear_child_tid = (__u64)task->clear_child_tid;
+	record.timer_slack = task->timer_slack_ns;
+	record.personality = task->personality;
+	record.death_signal = task->pdeath_signal;
+	record.no_new_privs = task->atomic_flags >> PFA_NO_NEW_PRIVS & 1;
+	record.shares_fs = task->fs == task->group_leader->fs;
+	record.umask = BPF_CORE_READ(task, fs, umask);
+	bpf_probe_read_kernel(record.comm, sizeof(record.comm), task->comm);
+	who(&record, task->real_cred);
+	record.leads = task->pid == task->tgid && task->mm && task->sighand;
+	bpf_seq_write(seq, &record, sizeof(record));
+
+	size = record.group_count;
+	if (size > GROUPS_MAX)
+		size = GROUPS_MAX;
+	size *= sizeof(groups[0]);
+	if (size) {
+		bpf_probe_read_kernel(groups, sizeof(groups), task->real_cred->group_info->gid);
+		/* The verifier of Linux 6.1 wants to see the bound here, where the compiler knows it already. */
+		asm volatile("" : "+r"(size));
+		size &= 2 * sizeof(groups) - 1;
+		if (size <= sizeof(groups))
+			bpf_seq_write(seq, groups, size);
+	}
+	if (!record.leads)
+		return 0;
+
+	process.brk = task->mm->brk;
+	process.mm_flags = mm_flags(task->mm);
+	process.subreaper = BPF_CORE_READ_BITFIELD_PROBED(task->signal, is_child_subreaper);
+	process.timers = has_timers(task->signal);
+	bpf_seq_write(seq, &process, sizeof(process));
+	for (int nth = 0; nth < SIGNALS; nth++) {
+		struct sigaction set = {};
+
+		bpf_probe_read_kernel(&set, sizeof(set), &task->sighand->action[nth]);
+		if (!set.sa_handler && !set.sa_flags && !set.sa_restorer && !set.sa_mask.sig[0])
+			continue;
+		action.signal = nth + 1;
+		action.handler = (__u64)set.sa_handler;
+		action.flags = set.sa_flags;
+		action.restorer = (__u64)set.sa_restorer;
+		action.mask = set.sa_mask.sig[0];
+		bpf_seq_write(seq, &action, sizeof(action));
+	}
+	action.signal = 0;
+	bpf_seq_write(seq, &action, sizeof(action));
+	return 0;
+}

@@ -533,6 +533,7 @@ impl Space {
         let mistaken = Written {
             whole: areas.iter().flat_map(unseen).collect(),
             pages: self.tracker.doubtful(&pages, &huge)?,
+            ..Written::default()
         };
         self.written.add(&mistaken);
         self.todo.add(&mistaken);

@@ -164,4 +164,5 @@ const WHOLE: &[&str] = &[];
 modes! {
     whole: [], [WHOLE], [];
     incremental: ["--incremental"], [INCREMENTAL, INCREMENTAL, INCREMENTAL, FORKED, WHOLE], ["--incremental"];
+    lazy: [], [WHOLE], ["--lazy"];
 }

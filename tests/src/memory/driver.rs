@@ -10,7 +10,7 @@ use super::generate::{PROCESSES, script};
 use super::op::{FILE_PAGES, Step, What};
 use super::page::{Content, Found};
 use super::world::World;
-use crate::{Job, Output, Subject, run, skip, wait_for};
+use crate::{Job, Output, PATIENCE, Subject, run, skip, wait_at_most, wait_for};
 
 const SUBJECT: Subject = Subject::new("random_memory");
 
@@ -134,7 +134,7 @@ impl Driver {
         self.limit = limit;
         self.question = (self.question / 2 + 1) * 2 + u64::from(dump);
         self.set_gate();
-        wait_for("every process to stand at the gate", || {
+        let answers = wait_at_most(PATIENCE, || {
             // Answers first: who has answered forks no more.
             let mut answers = BTreeMap::new();
             for process in 0..PROCESSES {
@@ -149,6 +149,13 @@ impl Driver {
             let broken = self.job.output().contains("BROKEN");
             assert!(!broken, "an operation failed\n{}", self.describe());
             (!answers.is_empty() && answers.len() == self.alive()).then_some(answers)
+        });
+        answers.unwrap_or_else(|| {
+            let steps = self.progress();
+            panic!(
+                "not every process comes to the gate at step {limit}; they took {steps:?}\n{}",
+                self.describe()
+            )
         })
     }
 
@@ -249,6 +256,8 @@ impl Driver {
     #[track_caller]
     pub fn checkpoint(&mut self, steps: usize, arguments: &[&str]) {
         self.limit = (self.foremost() + steps).min(self.script.len());
+        // A dump that was asked for before is not for those who come to the gate now.
+        self.question = (self.question / 2 + 1) * 2;
         self.set_gate();
         let least = self.progress();
         let said = self.job.checkpoint(&[arguments, &["--json"]].concat());

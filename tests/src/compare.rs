@@ -99,6 +99,7 @@ fn snapshot(job: &Job, sequence: u64) -> Snapshot {
         if let Some(Kind::Timerfd(timer)) = &mut file.kind {
             timer.remaining = u64::from(timer.remaining != 0);
             timer.deadline = u64::from(timer.deadline != 0);
+            timer.ticks = u64::from(timer.ticks != 0);
         }
     }
     for shared in &mut snapshot.shared {

@@ -1,6 +1,7 @@
 //! Files of /proc/PID: those of the job's own processes, by their ids inside the job.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 
 use images::proto::OpenFile;
 use images::proto::open_file::Kind;
@@ -25,6 +26,15 @@ pub(crate) fn finish(
     members: &HashMap<u32, u32>,
     refuse: &mut dyn FnMut(&Held, Why),
 ) {
+    let ours = std::fs::metadata("/proc").map_or(0, |meta| meta.dev());
+    // The /proc of the job's own pid namespace names processes as the job does.
+    let inner = |held: &Held, pid: u32| {
+        if held.meta.dev() == ours {
+            members.get(&pid).copied()
+        } else {
+            members.values().copied().find(|&inner| inner == pid)
+        }
+    };
     for (id, held) in pending {
         let path = match &mut files[*id as usize - 1].kind {
             Some(Kind::Regular(regular)) => &mut regular.path,
@@ -35,7 +45,7 @@ pub(crate) fn finish(
         let Some((pid, rest)) = split(path) else {
             continue;
         };
-        match (members.get(&pid), restorable(pid, rest)) {
+        match (inner(held, pid), restorable(pid, rest)) {
             (Some(inner), true) => *path = format!("/proc/{inner}/{rest}"),
             (None, _) => {
                 let why = format!("process {pid} is not part of the job, or has ended");

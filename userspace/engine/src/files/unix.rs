@@ -412,7 +412,7 @@ impl Table {
             others.iter().find(|&&(other, other_fd, _)| {
                 let (a, b) = (u64::from(other_fd), u64::from(number));
                 let same = sys::compare(other as i32, me as i32, sys::Share::File, a, b);
-                same.is_ok_and(|order| order.is_eq())
+                same.is_ok_and(std::cmp::Ordering::is_eq)
             })
         });
         if let Some(&(_, _, id)) = known {

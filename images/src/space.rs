@@ -162,6 +162,12 @@ impl Iterator for Frames<'_> {
 }
 
 impl Frame {
+    /// What tells it from all others of its checkpoint.
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        (self.segment as u64) << 32 | self.index as u64
+    }
+
     /// The frame that has `pages`, of which the checkpoint uses those in `live`; all, where that is `None`.
     pub(crate) fn new(
         all: impl Iterator<Item = u64>,

@@ -111,7 +111,7 @@ fn interrupted_at_three_moments(app: &App) {
         let _ = output.expect(0);
         job.kill_all();
         job.restore(&[]);
-        job.await_restored();
+        job.await_running();
     }
     let limit = whole * 20 + Duration::from_secs(60);
     if job.supervisor().is_some() {

@@ -10,8 +10,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::{Job, Output, Place, Subject, is_root, run, skip, state, wait_for};
 
-/// Moments at which something is killed, spread over one and a half times what it takes undisturbed.
-const MOMENTS: u32 = 40;
+/// Moments at which something is killed, spread over one and a half times what it takes undisturbed: `CKPTD_TEST_KILLS`, else a few.
+fn moments() -> u32 {
+    let asked = std::env::var("CKPTD_TEST_KILLS").ok();
+    asked.map_or(12, |asked| {
+        asked.parse().expect("CKPTD_TEST_KILLS is a number")
+    })
+}
 
 /// Waits until the job is there and none of its processes stands still because of us.
 #[track_caller]
@@ -56,21 +61,22 @@ fn time_checkpoint(job: &Job) -> Duration {
     start.elapsed().min(Duration::from_secs(2))
 }
 
-/// The moment number `moment` of [`MOMENTS`].
+/// The moment number `moment` of [`moments`].
 fn sleep_until(moment: u32, whole: Duration) {
-    std::thread::sleep(whole * moment * 3 / (MOMENTS * 2));
+    std::thread::sleep(whole * moment * 3 / (moments() * 2));
 }
 
 /// The supervisor takes the checkpoint: it is killed at many moments, each time with a job of its own.
 fn kill_supervisor_at_many_moments(name: &'static str) {
     let mut whole = Duration::ZERO;
-    for moment in 0..MOMENTS {
+    for moment in 0..moments() {
         let Some(mut job) = Job::start(&Subject::new(name)) else {
             return;
         };
         if moment == 0 {
             whole = time_checkpoint(&job);
         }
+        job.await_running();
         let mut child = spawn_checkpoint(&job);
         sleep_until(moment, whole);
         kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
@@ -93,10 +99,11 @@ fn kill_checkpoint_at_many_moments(name: &'static str) {
     let Some(mut job) = Job::start(&Subject::new(name)) else {
         return;
     };
+    job.await_running();
     kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
     let _ = job.wait();
     let whole = time_checkpoint(&job);
-    for moment in 0..MOMENTS {
+    for moment in 0..moments() {
         let mut child = spawn_checkpoint(&job);
         sleep_until(moment, whole);
         let _ = child.kill();
@@ -106,26 +113,16 @@ fn kill_checkpoint_at_many_moments(name: &'static str) {
     expect_unharmed(job);
 }
 
-/// These do not pass every time yet: a restore after many deaths fails now and then. They run where they are asked for.
-fn if_asked(what: &str, name: &'static str, test: fn(&'static str)) {
-    if std::env::var_os("CKPTD_TEST_KILLS").is_some() {
-        test(name);
-    } else {
-        let why = "fails now and then; set CKPTD_TEST_KILLS=1 to run it";
-        skip(&format!("{what}::{name}"), why);
-    }
-}
-
 /// One test for each death, for each of these subjects.
 macro_rules! killed {
     ($($name:ident)*) => {
         mod kill_supervisor {
             $(#[test]
-            fn $name() { super::if_asked("kill_supervisor", stringify!($name), super::kill_supervisor_at_many_moments); })*
+            fn $name() { super::kill_supervisor_at_many_moments(stringify!($name)); })*
         }
         mod kill_checkpoint {
             $(#[test]
-            fn $name() { super::if_asked("kill_checkpoint", stringify!($name), super::kill_checkpoint_at_many_moments); })*
+            fn $name() { super::kill_checkpoint_at_many_moments(stringify!($name)); })*
         }
     };
 }
@@ -147,7 +144,7 @@ fn killing_restore_leaves_all_or_nothing() {
     });
     let whole = start.elapsed().min(Duration::from_secs(2));
     job.kill_all();
-    for moment in 0..MOMENTS {
+    for moment in 0..moments() {
         job.restore(&[]);
         sleep_until(moment, whole);
         kill(Pid::from_raw(job.supervisor().unwrap()), Signal::SIGKILL).unwrap();
@@ -353,6 +350,26 @@ fn a_limit_on_memory() {
         job.go();
         job.finish();
     }
+}
+
+/// The address space of some process of the job is full, so that nothing can be asked there.
+#[test]
+fn a_limit_on_the_jobs_memory() {
+    let Some(job) = Job::start(&Subject::new("children")) else {
+        return;
+    };
+    let limit = |to: &str| {
+        for pid in job.processes() {
+            let mut command = Command::new("prlimit");
+            let _ = run(command.args(["--pid", &pid.to_string(), to])).expect(0);
+        }
+    };
+    limit("--as=1000000:unlimited");
+    let _ = job.checkpoint(&[]).expect(1).expect_message(&["RLIMIT_AS"]);
+    expect_running(&job);
+    assert!(job.manifests().is_empty());
+    limit("--as=unlimited");
+    expect_unharmed(job);
 }
 
 #[test]

@@ -28,6 +28,10 @@ macro_rules! subjects {
             #[test]
             fn full() { interrupt(&SUBJECT, Way::Full, Pids::Free); }
             #[test]
+            fn lazy() { interrupt(&SUBJECT, Way::Lazy, Pids::Free); }
+            #[test]
+            fn lazy_pids_taken() { interrupt(&SUBJECT, Way::Lazy, Pids::Taken); }
+            #[test]
             fn chain() { interrupt(&SUBJECT, Way::Chain, Pids::Free); }
             #[test]
             fn chain_pids_taken() { interrupt(&SUBJECT, Way::Chain, Pids::Taken); }
@@ -79,6 +83,7 @@ subjects! {
     mlock = own("mlock");
     mappings = own("mappings");
     reserve = own("reserve");
+    paging = own("paging");
     vdso = own("vdso");
     writing = own("writing");
     mm_layout = own("mm_layout");
@@ -125,6 +130,9 @@ subjects! {
     deleted_directories = own("deleted_directories");
     shm_files = own("shm_files");
     locks = own("locks");
+    unix_pairs = own("unix_pairs");
+    unix_names = own("unix_names");
+    tcp = own("tcp");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);
@@ -138,7 +146,7 @@ subjects! {
 
 #[test]
 fn every_source_is_covered() {
-    let elsewhere = ["file_changed", "refused_"]; // have scenarios of their own
+    let elsewhere = ["file_changed", "random_memory", "refused_"]; // have scenarios of their own
     for entry in std::fs::read_dir(manifest_dir().join("subjects"))
         .unwrap()
         .flatten()

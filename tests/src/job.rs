@@ -83,6 +83,15 @@ impl Job {
     /// When it does not get ready.
     #[must_use]
     pub fn start(subject: &Subject) -> Option<Self> {
+        Self::start_with(subject, &[])
+    }
+
+    /// As [`Job::start`], with more arguments.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    #[must_use]
+    pub fn start_with(subject: &Subject, arguments: &[&str]) -> Option<Self> {
         let program = match subject.build() {
             Ok(program) => program,
             Err(why) => {
@@ -92,7 +101,9 @@ impl Job {
         };
         let mut job = Self::prepare(subject.name);
         let work = job.work.clone();
-        job.run(&[program.as_os_str(), work.as_os_str()], &[]);
+        let mut words = vec![program.as_os_str(), work.as_os_str()];
+        words.extend(arguments.iter().map(OsStr::new));
+        job.run(&words, &[]);
         job.await_ready(subject.name).then_some(job)
     }
 
@@ -216,7 +227,7 @@ impl Job {
     }
 
     /// Waits for the file `ready`; false when the subject says that it cannot be done here.
-    fn await_ready(&mut self, name: &str) -> bool {
+    pub(crate) fn await_ready(&mut self, name: &str) -> bool {
         let ready = self.work.join("ready");
         let ended = wait_for("READY", || {
             let ended = self
@@ -302,13 +313,13 @@ impl Job {
         self.spawn(command);
     }
 
-    /// Waits until a restored job runs, or its restore has ended.
+    /// Waits until `ckptd` has noted that the job runs, or has ended.
     ///
     /// # Panics
     /// When neither happens.
     #[track_caller]
-    pub fn await_restored(&mut self) {
-        wait_for("the restored job to run", || {
+    pub fn await_running(&mut self) {
+        wait_for("the job to be noted as running", || {
             let listed = run(self.ckptd("list").arg("--json"));
             let jobs = serde_json::from_str(&listed.stdout).unwrap_or(serde_json::Value::Null);
             let ours = jobs

@@ -9,6 +9,7 @@
 mod command;
 mod compare;
 mod job;
+pub mod memory;
 mod mode;
 mod processes;
 mod subject;

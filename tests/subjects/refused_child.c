@@ -1,4 +1,4 @@
-/* A job of which only a grandchild holds what is refused, a TCP socket. The file `descriptor` tells its number, the
+/* A job of which only a grandchild holds what is refused, a UDP socket. The file `descriptor` tells its number, the
  * file `pid` its process. */
 #include "subject.h"
 #include <sys/socket.h>
@@ -10,7 +10,7 @@ int main(int argc, char **argv) {
         pid_t grandchild = must(fork());
         if (grandchild == 0) {
             char text[16];
-            int fd = must(socket(AF_INET, SOCK_STREAM, 0));
+            int fd = must(socket(AF_INET, SOCK_DGRAM, 0));
             spew("descriptor", text, (size_t)snprintf(text, sizeof text, "%d", fd));
             spew("pid", text, (size_t)snprintf(text, sizeof text, "%d", (int)getpid()));
             mark("grandchild");

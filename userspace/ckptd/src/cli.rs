@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Checkpoint(Checkpoint),
     /// Bring a job back from its checkpoint
     Restore(Restore),
+    /// Serve the memory of a lazily restored job when its ckptd was killed
+    Attach(Attach),
     /// Show the jobs of a checkpoint directory, their checkpoints, and which of them run
     List(List),
     /// Show what a checkpoint holds: processes, memory, descriptors, sizes, times
@@ -55,6 +57,9 @@ pub(crate) enum Command {
     /// Be the init of a restored job's pid namespace
     #[command(hide = true)]
     Init(Init),
+    /// Be the page server of a lazily restored job
+    #[command(hide = true)]
+    Serve(Serve),
 }
 
 impl Command {
@@ -69,7 +74,12 @@ impl Command {
             Self::Diff(args) => args.output.json,
             Self::Prune(args) => args.output.json,
             Self::Doctor(args) => args.output.json,
-            Self::Run(_) | Self::Completions(_) | Self::Man(_) | Self::Init(_) => false,
+            Self::Run(_)
+            | Self::Attach(_)
+            | Self::Completions(_)
+            | Self::Man(_)
+            | Self::Init(_)
+            | Self::Serve(_) => false,
         }
     }
 }
@@ -240,6 +250,7 @@ impl From<Files> for engine::FilesPolicy {
 Examples:
   ckptd restore heat                              in the foreground; ends as the job ends
   ckptd restore --detach --pidfile heat.pid heat  in the background
+  ckptd restore --lazy heat                       at once; its memory comes in as it is touched
   ckptd restore --at 3 heat                       from checkpoint 3, not the latest
   ckptd restore --dry-run heat                    print the steps, do nothing
   ckptd restore --dir /mnt/backup/ck              the only job of that directory
@@ -257,6 +268,15 @@ pub(crate) struct Restore {
     /// What to do with files that grew since the checkpoint
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub files: Files,
+    /// Let the job run at once, and bring in its memory as it is touched, the rest meanwhile
+    #[arg(long)]
+    pub lazy: bool,
+    /// With --lazy: memory to use for what has been read, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 16, requires = "lazy", value_parser = clap::value_parser!(u32).range(1..))]
+    pub memory_limit: u32,
+    /// With --lazy: for how long to try to read what cannot be read, before it is given up, in seconds
+    #[arg(long, value_name = "S", default_value_t = 60, requires = "lazy")]
+    pub patience: u64,
     #[command(flatten)]
     pub schedule: Schedule,
     /// Let the job run in the background, and return once it does
@@ -275,6 +295,25 @@ pub(crate) struct Restore {
     /// This is the process in the background; descriptor 3 leads to the one that started it
     #[arg(long, hide = true)]
     pub background: bool,
+}
+
+/// Arguments of `attach`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckptd attach heat               serve until all of its memory is in
+
+When all of ckptd was killed, a job that was restored with --lazy waits as soon as it touches memory that is not in yet.")]
+pub(crate) struct Attach {
+    /// The job
+    pub job: String,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The job's entry in the run directory
+    pub entry: PathBuf,
 }
 
 /// Arguments of `list`.

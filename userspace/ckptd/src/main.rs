@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod doctor;
 mod failure;
+mod lazy;
 mod output;
 mod process;
 mod progress;

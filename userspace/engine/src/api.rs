@@ -106,6 +106,8 @@ pub struct RestoreOptions<'a> {
     /// A program (with arguments) to be the init of the job's pid namespace, should it need one. It gets the root's
     /// pid (inside the namespace) as one more argument.
     pub init: Vec<PathBuf>,
+    /// Leave in the image what can come later, and have it served from there.
+    pub lazy: Option<&'a crate::Serve<'a>>,
     /// Watch what is written from the first instruction on, so that the next checkpoint can build on this one.
     pub watch: bool,
     /// Hears how it gets on.

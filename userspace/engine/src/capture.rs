@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 
 use images::proto::process::State as ProcessState;
 use images::proto::{self, Descriptor, Process, Snapshot, Thread};
-use remote::live::{FRAME_ALTSTACK, Lent, State};
-use remote::{Blob, Outcome, Program, stub, sys};
+use remote::live::{FRAME_ALTSTACK, Lent, Room, State};
+use remote::{Blob, Outcome, Program, RunError, stub, sys};
 use tracker::Tracker;
 
 use crate::files::{Table, directory, outer::Outer, pty};
@@ -630,20 +630,8 @@ pub(crate) fn lend(
     status: &Status,
 ) -> Result<Vec<Lending>, CheckpointError> {
     let pid = process.pid;
-    let mut states = Vec::new();
-    for (&tid, thread) in &mut process.threads {
-        let (state, rseq) = cpu::state(thread.task()?)
-            .map_err(failed(format!("reading the registers of thread {tid}")))?;
-        thread.state = Some(state.clone());
-        states.push((tid, state, rseq));
-    }
-    let xstate = states
-        .iter()
-        .map(|(_, state, _)| state.xstate.len())
-        .max()
-        .unwrap_or(0);
-    let room = freeze::find_room(pid as i32)
-        .map_err(failed(format!("reading the mappings of process {pid}")))?;
+    let room =
+        Room::find(pid as i32).map_err(failed(format!("reading the mappings of process {pid}")))?;
     let room = room.ok_or_else(|| {
         CheckpointError::Refused(vec![Refusal {
             pid,
@@ -652,13 +640,34 @@ pub(crate) fn lend(
             advice: "this happens only without a vdso: boot without vdso=0".to_owned(),
         }])
     })?;
+    if !room.is_calm() && procfs::threads(pid).len() > process.threads.len() {
+        return Err(CheckpointError::System {
+            doing: format!("asking process {pid} alone"),
+            source: std::io::Error::other("it may still be busy with a ckptd that was killed"),
+        });
+    }
+    let mut states = Vec::new();
+    for (&tid, thread) in &mut process.threads {
+        let task = thread.task.take().ok_or(CheckpointError::Gone { pid })?;
+        let task = thread.task.insert(room.run_out(task)?);
+        let (state, rseq) =
+            cpu::state(task).map_err(failed(format!("reading the registers of thread {tid}")))?;
+        thread.state = Some(state.clone());
+        states.push((tid, state, rseq));
+    }
+    let xstate = states
+        .iter()
+        .map(|(_, state, _)| state.xstate.len())
+        .max()
+        .unwrap_or(0);
     let count = states.len();
     let leader = process
         .threads
         .get_mut(&pid)
         .ok_or(CheckpointError::Gone { pid })?;
     let task = leader.task.take().ok_or(CheckpointError::Gone { pid })?;
-    let (task, lent) = Lent::install(task, room, count, xstate)?;
+    let (task, lent) =
+        Lent::install(task, room, count, xstate).map_err(|error| no_room(pid, error))?;
     leader.task = Some(task);
     // A signal may have been delivered just before: its handler's frame is where the leader goes on now.
     refresh(leader, &mut states, pid)?;
@@ -773,6 +782,22 @@ pub(crate) fn keep_altstack(program: &mut Program, frame: u64) {
         &[0.into(), (frame + FRAME_ALTSTACK).into()],
         "keep the alternate stack",
     );
+}
+
+/// The one thing that can go wrong with lending the stub and that its user can change.
+fn no_room(pid: u32, error: RunError) -> CheckpointError {
+    match error {
+        RunError::Call { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
+            CheckpointError::Refused(vec![Refusal {
+                pid,
+                what: "its address space".to_owned(),
+                why: "it is full (RLIMIT_AS, or vm.max_map_count): there is no room for the few pages by which we ask the process about itself"
+                    .to_owned(),
+                advice: format!("raise the limit: prlimit --pid {pid} --as=unlimited, or sysctl vm.max_map_count"),
+            }])
+        }
+        error => error.into(),
+    }
 }
 
 /// Reads the leader's registers once more.

@@ -3,6 +3,8 @@
 use images::proto::{Host, Rseq, Thread};
 use remote::{Program, Stopped, live::State, sys};
 
+use crate::waits;
+
 /// CPU flags that user programs see through cpuid and choose code by; the kernel's own are of no interest.
 pub(crate) fn features() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -77,8 +79,10 @@ pub(crate) fn missing(job: &Host, host: &Host) -> Vec<String> {
 /// Reads a stopped thread's registers. Inside a restartable sequence the thread goes on at its abort handler, also in the running job: the
 /// system calls we are about to make in it end the sequence as a preemption would (kernel/rseq.c, rseq_ip_fixup).
 pub(crate) fn state(task: &Stopped) -> std::io::Result<(State, Option<Rseq>)> {
+    let registers = waits::as_interrupted(task.tid(), task.registers()?);
     let mut state = State {
-        registers: task.registers()?,
+        call: waits::call(task.tid(), &registers),
+        registers,
         mask: task.signal_mask()?,
         xstate: task.xstate()?,
     };
@@ -96,6 +100,8 @@ pub(crate) fn state(task: &Stopped) -> std::io::Result<(State, Option<Rseq>)> {
         && let Some(abort) = abort_address(task, rseq.address, state.registers.rip)
     {
         state.registers.rip = abort;
+        // From now on it must not go on inside, wherever we are interrupted.
+        task.set_registers(&state.registers)?;
     }
     Ok((state, rseq))
 }

@@ -22,9 +22,11 @@ pub(crate) mod device;
 pub(crate) mod directory;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
+pub(crate) mod inet;
 pub(crate) mod inotify;
 pub(crate) mod lock;
 pub(crate) mod object;
+pub(crate) mod options;
 pub(crate) mod outer;
 pub(crate) mod path;
 pub(crate) mod pidfd;
@@ -34,6 +36,7 @@ pub(crate) mod pty;
 pub(crate) mod regular;
 pub(crate) mod signalfd;
 pub(crate) mod timerfd;
+pub(crate) mod unix;
 
 /// fcntl(2), include/uapi/asm-generic/fcntl.h.
 const F_SETSIG: i32 = 10;
@@ -57,6 +60,21 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// A descriptor of ours.
+    fn own(fd: OwnedFd) -> std::io::Result<Self> {
+        let file = File::from(fd);
+        let info = sys::fdinfo(&file)?;
+        Ok(Self {
+            pid: std::process::id(),
+            fd: std::os::fd::AsRawFd::as_raw_fd(&file) as u32,
+            meta: file.metadata()?,
+            link: sys::path_of(&file)?,
+            flags: flags(&info),
+            info,
+            file: file.into(),
+        })
+    }
+
     /// A number of /proc/PID/fdinfo/N.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         let value = self
@@ -221,7 +239,7 @@ impl Table {
             sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
         let mut descriptors = Vec::new();
         for (fd, told) in bulk::list(pid, tracker) {
-            if let Some(descriptor) = told.as_ref().and_then(|told| bulk::plain(self, told)) {
+            if let Some(descriptor) = told.as_ref().and_then(|told| bulk::plain(self, pid, told)) {
                 descriptors.push(descriptor);
                 continue;
             }
@@ -303,6 +321,15 @@ impl Table {
             _ if held.link == "anon_inode:[signalfd]" => Ok(signalfd::capture(held)),
             _ if held.link == "anon_inode:[pidfd]" => Ok(pidfd::capture(held)),
             _ if held.link == "anon_inode:inotify" => inotify::capture(held),
+            libc::S_IFSOCK
+                if unix::domain(&held.file) == Some(libc::AF_UNIX)
+                    && self.outer.object(held).is_none() =>
+            {
+                unix::capture(held)
+            }
+            libc::S_IFSOCK if inet::is_tcp(&held.file) && self.outer.object(held).is_none() => {
+                inet::capture(held)
+            }
             _ => self.outer.object(held).ok_or_else(|| {
                 let what = held.link.split(':').next().unwrap_or_default();
                 let advice =
@@ -322,7 +349,6 @@ impl Table {
         run: pty::Running<'_>,
         refusals: &mut Vec<Refusal>,
     ) -> Result<(), CheckpointError> {
-        let pending = std::mem::take(&mut self.pending);
         let mut refuse = |held: &Held, (why, advice): Why| {
             refusals.push(Refusal {
                 pid: held.pid,
@@ -331,6 +357,9 @@ impl Table {
                 advice,
             });
         };
+        unix::finish(self, &mut refuse);
+        inet::finish(self, &mut refuse);
+        let pending = std::mem::take(&mut self.pending);
         pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
         pty::finish(&mut self.files, &pending, run, &mut refuse)?;
         epoll::finish(&mut self.files, &pending, processes, &mut refuse);
@@ -355,12 +384,7 @@ fn hold(pid: u32, pidfd: &OwnedFd, fd: u32) -> Result<Held, CheckpointError> {
     let meta = file
         .metadata()
         .map_err(failed(format!("looking at {path}")))?;
-    let octal = info
-        .lines()
-        .find_map(|line| line.strip_prefix("flags:"))
-        .unwrap_or_default()
-        .trim();
-    let flags = u32::from_str_radix(octal, 8).unwrap_or(0);
+    let flags = flags(&info);
     Ok(Held {
         pid,
         fd,
@@ -370,6 +394,12 @@ fn hold(pid: u32, pidfd: &OwnedFd, fd: u32) -> Result<Held, CheckpointError> {
         flags,
         info,
     })
+}
+
+/// O_* in /proc/PID/fdinfo/N.
+fn flags(info: &str) -> u32 {
+    let octal = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    u32::from_str_radix(octal.unwrap_or_default().trim(), 8).unwrap_or(0)
 }
 
 /// Who gets signals about a descriptor (F_SETOWN_EX, F_SETSIG).
@@ -522,6 +552,8 @@ pub(crate) struct Making<'a> {
     pub(crate) outer: u32,
     /// Where open file `id` lies in the process that makes it: this plus its id.
     pub(crate) base: u32,
+    /// How many objects there are.
+    pub(crate) objects: u32,
     /// Indices of pseudo terminals that others have.
     pub(crate) terminals: Vec<u32>,
 }
@@ -533,11 +565,32 @@ impl Making<'_> {
             .filter(|file| file.id == id)
     }
 
-    /// The first process that holds the file, in the order of the snapshot.
+    /// The first process that holds the file, in the order of the snapshot; of one that is on its way through a socket, the first that holds
+    /// that.
     pub(crate) fn maker(&self, id: u32) -> Option<&Process> {
-        self.processes
-            .iter()
-            .find(|process| process.descriptors.iter().any(|d| d.file == id))
+        self.maker_within(id, 8)
+    }
+
+    fn maker_within(&self, id: u32, depth: u32) -> Option<&Process> {
+        let holds = |process: &&Process| process.descriptors.iter().any(|d| d.file == id);
+        self.processes.iter().find(holds).or_else(|| {
+            let mut carriers = self
+                .files
+                .iter()
+                .filter(|file| carries(file).any(|f| f == id));
+            let carrier = carriers.next().filter(|_| depth > 0)?;
+            self.maker_within(carrier.id, depth - 1)
+        })
+    }
+
+    /// Where the other end of socket `id` waits when it is there only to be closed.
+    pub(crate) fn ghost(&self, id: u32) -> u32 {
+        self.object_place(self.objects) + id
+    }
+
+    /// Where a listening socket waits in place of the one by which socket `id` was accepted.
+    pub(crate) fn spare(&self, id: u32) -> u32 {
+        self.ghost(self.files.len() as u32) + id
     }
 
     /// Where the maker keeps the file until everybody has it.
@@ -569,6 +622,7 @@ impl Making<'_> {
             .iter()
             .filter(|process| process.pid == pid)
             .flat_map(|process| process.descriptors.iter().map(|d| d.file))
+            .chain(self.files.iter().flat_map(carries))
             .filter(|&id| self.maker(id).is_some_and(|maker| maker.pid == pid))
             .collect();
         ids.sort_unstable();
@@ -620,6 +674,8 @@ impl Making<'_> {
                     Some(fd) => fd,
                     None => continue,
                 },
+                // Made in steps of their own.
+                Some(Kind::Unix(_) | Kind::Tcp(_)) => continue,
                 Some(Kind::Outer(outer)) if outer.fd > 2 => outer::open(shell),
                 Some(Kind::Terminal(_) | Kind::Outer(_)) | None => continue,
             };
@@ -654,6 +710,24 @@ impl Making<'_> {
             first.insert(descriptor.file, fd);
         }
     }
+}
+
+/// The open files that are on their way in a socket.
+fn carries(file: &OpenFile) -> impl Iterator<Item = u32> + '_ {
+    let queue = match &file.kind {
+        Some(Kind::Unix(socket)) => socket.queue.as_slice(),
+        _ => &[],
+    };
+    queue
+        .iter()
+        .flat_map(|message| message.files.iter().copied())
+}
+
+/// Whether sockets need room for what is only there while they are made.
+pub(crate) fn has_sockets(files: &[OpenFile]) -> bool {
+    files
+        .iter()
+        .any(|file| matches!(file.kind, Some(Kind::Unix(_) | Kind::Tcp(_))))
 }
 
 fn set_owner(shell: &mut Shell, fd: u32, file: &OpenFile) {

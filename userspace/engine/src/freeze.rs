@@ -50,6 +50,13 @@ impl Thread {
     pub(crate) fn task(&self) -> Result<&Stopped, CheckpointError> {
         self.task.as_ref().ok_or(CheckpointError::Gone { pid: 0 })
     }
+
+    /// After an error halfway a task is still ours, and would stand still for as long as we live.
+    fn recover(&mut self, tid: u32) {
+        if self.task.is_none() {
+            self.task = live::recover(tid as i32);
+        }
+    }
 }
 
 pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> CheckpointError {
@@ -375,15 +382,20 @@ impl Frozen {
     /// Lets the job run on, or with `kill` ends it where it stands.
     pub(crate) fn release(&mut self, kill: bool) {
         if kill {
-            for process in self.processes.values() {
+            for process in std::mem::take(&mut self.processes).into_values() {
                 let _ = sys::kill(process.pid as i32, libc::SIGKILL);
             }
+            return;
         }
         for process in self.processes.values_mut() {
+            for (&tid, thread) in &mut process.threads {
+                thread.recover(tid);
+            }
             process.restore();
         }
         for (_, process) in std::mem::take(&mut self.processes) {
-            for (tid, thread) in process.threads {
+            for (tid, mut thread) in process.threads {
+                thread.recover(tid);
                 if let Some(task) = thread.task {
                     let _ = task.detach(0);
                 }
@@ -480,5 +492,3 @@ pub(crate) fn quiet_signal(status: &Status) -> i32 {
         .find(|signal| (caught | pending) >> (signal - 1) & 1 == 0)
         .unwrap_or(libc::SIGURG)
 }
-
-pub(crate) use live::find_room;

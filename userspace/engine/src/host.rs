@@ -23,6 +23,8 @@ pub(crate) struct Host {
     /// PR_TIMER_CREATE_RESTORE_IDS works.
     pub(crate) timer_ids: bool,
     pub(crate) pid_max: u32,
+    /// Bytes in a new socket's send buffer.
+    pub(crate) send_buffer: i32,
     /// Indices of the pseudo terminals there are.
     pub(crate) terminals: Vec<u32>,
 }
@@ -55,6 +57,7 @@ impl Host {
                 .collect(),
             timer_ids: (major, minor) >= (6, 15),
             pid_max: number("/proc/sys/kernel/pid_max"),
+            send_buffer: number("/proc/sys/net/core/wmem_default") as i32,
             terminals: procfs::numbered("/dev/pts"),
         }
     }

@@ -18,6 +18,7 @@ mod files;
 mod freeze;
 mod host;
 mod identity;
+mod lazy;
 mod limits;
 mod maps;
 mod pages;
@@ -35,6 +36,7 @@ mod waits;
 
 pub use api::*;
 pub use checkpoint::checkpoint;
+pub use lazy::{Image, LazyJob, Serve, can_be_lazy, close_vault, find_vault};
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::{idle_io, sigpipe_was_ignored};

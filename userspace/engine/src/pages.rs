@@ -8,7 +8,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use images::{Checkpoint, FRAME_PAGES, Frame, PageSet, Writer};
+use images::{Checkpoint, FRAME_PAGES, Frame, PageSet, Where, Writer};
 use memory::{Object, PAGE_SIZE, ProcessMemory};
 
 use crate::{CheckpointError, Progress, RestoreError, procfs};
@@ -53,8 +53,16 @@ pub(crate) enum Target {
 /// A mapping that pages may go to.
 pub(crate) struct Area {
     pub(crate) range: Range<u64>,
+    pub(crate) place: Place,
+}
+
+/// What of its pages has to be written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Place {
     /// Fresh pages are not zero (those of private file mappings), so that pages of zeros have to be written too.
     pub(crate) zero_matters: bool,
+    /// None: they are served when the job runs.
+    pub(crate) later: bool,
 }
 
 /// Pages of one source that were copied, and those that went away while that was done.
@@ -164,10 +172,12 @@ pub(crate) fn fill(
 ) -> Result<u64, RestoreError> {
     let total = checkpoint.content() * PAGE_SIZE;
     let meter = Meter::new(progress, total);
+    for target in targets {
+        target.check_later(checkpoint)?;
+    }
     let frames = targets.iter().flat_map(|target| {
-        checkpoint
-            .iter(target.space())
-            .map(move |frame| (target, frame))
+        let frames = target.frames(checkpoint);
+        frames.map(move |frame| (target, frame))
     });
     // A thread that fails leaves nothing for the others to do.
     let frames = Mutex::new(Some(frames));
@@ -258,6 +268,40 @@ impl Target {
         }
     }
 
+    /// That all pages have a place, as those that come later are not looked at one by one.
+    fn check_later(&self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        if let Self::Process { space, areas, .. } = self {
+            let placed = wanted(checkpoint, *space, areas, |_| true);
+            for page in checkpoint.pages(*space) - placed {
+                self.place(checkpoint, page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The frames that have what is to be written.
+    fn frames<'a>(
+        &self,
+        checkpoint: &'a Checkpoint,
+    ) -> Box<dyn Iterator<Item = Frame> + Send + 'a> {
+        match self {
+            Self::Process { space, areas, .. } if areas.iter().any(|area| area.place.later) => {
+                let space = *space;
+                let now = wanted(checkpoint, space, areas, |place| !place.later);
+                let mut last = None;
+                Box::new(now.into_iter().filter_map(move |page| {
+                    let Some(Where::Frame(frame)) = checkpoint.locate(space, page) else {
+                        return None;
+                    };
+                    // Pages of one frame need not follow each other; one that is written twice does no harm.
+                    let again = last.replace(frame.key()) == Some(frame.key());
+                    (!again).then_some(frame)
+                }))
+            }
+            _ => Box::new(checkpoint.iter(self.space())),
+        }
+    }
+
     /// Writes the pages of one frame; `data` is room to read them into.
     fn fill(
         &self,
@@ -265,18 +309,41 @@ impl Target {
         frame: &Frame,
         data: &mut Vec<u8>,
     ) -> Result<(), RestoreError> {
-        for page in &frame.pages {
-            self.zero_matters(checkpoint, *page)?;
+        let mut pages = Vec::with_capacity(frame.pages.len());
+        let mut places = Vec::with_capacity(frame.pages.len());
+        for (nth, page) in frame.pages.iter().enumerate() {
+            if !self.place(checkpoint, *page)?.later {
+                pages.push(*page);
+                places.push(nth);
+            }
+        }
+        if pages.is_empty() {
+            return Ok(());
         }
         checkpoint.read(frame, data)?;
-        self.write(&runs(&frame.pages), data)
+        if pages.len() < frame.pages.len() {
+            let size = PAGE_SIZE as usize;
+            for (to, from) in places.into_iter().enumerate() {
+                data.copy_within(from * size..(from + 1) * size, to * size);
+            }
+            data.truncate(pages.len() * size);
+        }
+        self.write(&runs(&pages), data)
     }
 
     /// Writes zeros where fresh pages are something else.
     fn fill_zeros(&self, checkpoint: &Checkpoint) -> Result<u64, RestoreError> {
         let mut written = 0;
-        for page in checkpoint.zero_pages(self.space()) {
-            if self.zero_matters(checkpoint, page)? {
+        let zeros = match self {
+            Self::Process { space, areas, .. } if areas.iter().any(|area| area.place.later) => {
+                let mut zeros = checkpoint.zero_pages(*space);
+                zeros &= wanted(checkpoint, *space, areas, |place| place.zero_matters);
+                zeros
+            }
+            _ => checkpoint.zero_pages(self.space()),
+        };
+        for page in zeros {
+            if self.place(checkpoint, page)?.zero_matters {
                 self.write(&runs(&[page]), &[0; PAGE_SIZE as usize])?;
                 written += 1;
             }
@@ -284,16 +351,16 @@ impl Target {
         Ok(written)
     }
 
-    /// Whether a page of zeros has to be written here; an error where no page belongs.
-    fn zero_matters(&self, checkpoint: &Checkpoint, page: u64) -> Result<bool, RestoreError> {
+    /// The place of a page; an error where no page belongs.
+    fn place(&self, checkpoint: &Checkpoint, page: u64) -> Result<Place, RestoreError> {
         let at = page.saturating_mul(PAGE_SIZE);
         let found = match self {
             Self::Process { areas, .. } => {
                 let area = areas.get(areas.partition_point(|area| area.range.end <= at));
                 area.filter(|area| area.range.contains(&at))
-                    .map(|area| area.zero_matters)
+                    .map(|area| area.place)
             }
-            Self::Object { size, .. } => (at < *size).then_some(false),
+            Self::Object { size, .. } => (at < *size).then_some(Place::default()),
         };
         found.ok_or_else(|| {
             let what = format!(
@@ -316,6 +383,20 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// The pages of a space that lie in areas of a kind.
+fn wanted(
+    checkpoint: &Checkpoint,
+    space: u64,
+    areas: &[Area],
+    kind: impl Fn(&Place) -> bool,
+) -> PageSet {
+    let mut pages = PageSet::new();
+    for area in areas.iter().filter(|area| kind(&area.place)) {
+        pages.insert_range(area.range.start / PAGE_SIZE..area.range.end / PAGE_SIZE);
+    }
+    pages & checkpoint.pages(space)
 }
 
 /// Ascending page numbers as runs of bytes.

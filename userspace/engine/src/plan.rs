@@ -7,11 +7,14 @@ use images::proto::mapping::Kind;
 use images::proto::open_file::Kind as FileKind;
 use images::proto::process::State;
 use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
-use images::{Checkpoint, PAGE_SIZE};
+use images::{Checkpoint, PAGE_SIZE, PageSet};
 use remote::Program;
 
+use crate::files::inet::{self, rebuild::Connections};
+use crate::files::unix::rebuild::{self, Sockets};
 use crate::files::{
-    Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular, timerfd,
+    self, Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular,
+    timerfd,
 };
 use crate::host::Host;
 use crate::{
@@ -58,6 +61,10 @@ pub struct Plan {
     pub(crate) host: Host,
     /// Descriptors from here on are ours.
     pub(crate) outer: u32,
+    /// All of them.
+    pub(crate) ours: std::ops::Range<u32>,
+    /// Which pages have content, by space.
+    pub(crate) content: BTreeMap<u64, Content>,
 }
 
 /// The addresses that are ours while a process is built; the job uses them in none of its processes.
@@ -192,43 +199,31 @@ pub fn plan(checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Pla
     let snapshot = checkpoint.snapshot();
     for process in &snapshot.processes {
         if let Some(memory) = &process.memory {
-            content.insert(memory.space, Content::of(checkpoint, memory.space)?);
+            content.insert(memory.space, Content(checkpoint.pages(memory.space)));
         }
     }
     let taken = |id: u32| std::path::Path::new(&format!("/proc/{id}")).exists();
-    make(snapshot, &content, &host, options.files, &taken).map_err(RestoreError::Refused)
+    let plan = make(snapshot, &content, &host, options.files, &taken);
+    let plan = plan.map_err(RestoreError::Refused)?;
+    Ok(Plan { content, ..plan })
 }
 
-/// Which pages of a space have content, as runs of pages, coarsely: from the first to the last page of each frame.
-#[derive(Debug, Default)]
-pub(crate) struct Content(Vec<(u64, u64)>);
+/// Which pages of a space have content.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Content(pub(crate) PageSet);
 
 impl Content {
-    fn of(checkpoint: &Checkpoint, space: u64) -> Result<Self, RestoreError> {
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        let mut add = |page: u64| match runs.last_mut() {
-            Some((_, end)) if *end == page => *end += 1,
-            _ => runs.push((page, page + 1)),
-        };
-        for frame in checkpoint.iter(space) {
-            frame.pages.iter().for_each(|&page| add(page));
-        }
-        for page in checkpoint.zero_pages(space) {
-            runs.push((page, page + 1));
-        }
-        runs.sort_unstable();
-        Ok(Self(runs))
+    pub(crate) fn within(&self, mapping: &Mapping) -> bool {
+        self.count(&(mapping.start..mapping.end)) > 0
     }
 
-    fn within(&self, mapping: &Mapping) -> bool {
-        let (start, end) = (
-            mapping.start / PAGE_SIZE as u64,
-            mapping.end / PAGE_SIZE as u64,
-        );
-        let nth = self.0.partition_point(|&(_, run_end)| run_end <= start);
-        self.0
-            .get(nth)
-            .is_some_and(|&(run_start, _)| run_start < end)
+    /// How many lie in an address range.
+    pub(crate) fn count(&self, range: &std::ops::Range<u64>) -> u64 {
+        let below = |address: u64| match (address / PAGE_SIZE as u64).checked_sub(1) {
+            Some(last) => self.0.rank(last),
+            None => 0,
+        };
+        below(range.end) - below(range.start)
     }
 }
 
@@ -248,6 +243,10 @@ pub(crate) fn make(
     refusals.extend(check_shape(snapshot));
     let objects = snapshot.shared.iter();
     refusals.extend(objects.filter_map(|shared| object::check(shared, snapshot.root)));
+    let files_ = snapshot.files.iter();
+    refusals.extend(files_.filter_map(|file| rebuild::check(file, snapshot.root)));
+    let files_ = snapshot.files.iter();
+    refusals.extend(files_.filter_map(|file| inet::check(file, snapshot.root)));
     let cut = check_files(snapshot, files, &mut refusals);
     if !refusals.is_empty() {
         return Err(refusals);
@@ -263,7 +262,10 @@ pub(crate) fn make(
             "report this program",
         )]
     })?;
-    let ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    let mut ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    if files::has_sockets(&snapshot.files) {
+        ours += 2 * (snapshot.files.len() + 1);
+    }
     let outer = free_descriptors(&processes, ours as u32);
     let terminals_taken =
         pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
@@ -279,6 +281,7 @@ pub(crate) fn make(
         processes: &snapshot.processes,
         outer,
         base: outer + 3,
+        objects: snapshot.shared.len() as u32,
         terminals,
     };
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
@@ -345,6 +348,49 @@ pub(crate) fn make(
             steps.push(Step::Dead { pid, place, flags });
         }
     }
+    let sockets = Sockets::new(&making, &host.credentials);
+    stage(&mut steps, "make Unix sockets", &|shell, process| {
+        sockets.create(shell, process);
+    });
+    stage(&mut steps, "connect Unix sockets", &|shell, process| {
+        sockets.connect(shell, process);
+    });
+    stage(&mut steps, "accept connections", &|shell, process| {
+        sockets.accept(shell, process);
+    });
+    stage(&mut steps, "take over Unix sockets", &|shell, process| {
+        sockets.hand_over(shell, process);
+    });
+    stage(&mut steps, "fill Unix sockets", &|shell, process| {
+        sockets.fill(shell, process, host.send_buffer);
+    });
+    stage(&mut steps, "finish Unix sockets", &|shell, process| {
+        sockets.finish(shell, process);
+    });
+    let connections = Connections::new(&making);
+    stage(&mut steps, "make TCP sockets", &|shell, process| {
+        connections.create(shell, process);
+    });
+    for connection in connections.connections() {
+        stage(&mut steps, "listen", &|shell, process| {
+            connections.prepare(shell, process, connection);
+        });
+        stage(&mut steps, "connect", &|shell, process| {
+            connections.connect(shell, process, connection);
+        });
+        stage(&mut steps, "accept", &|shell, process| {
+            connections.accept(shell, process, connection);
+        });
+    }
+    stage(&mut steps, "take over TCP sockets", &|shell, process| {
+        connections.hand_over(shell, process);
+    });
+    stage(&mut steps, "fill TCP sockets", &|shell, process| {
+        connections.fill(shell, process, host.send_buffer);
+    });
+    stage(&mut steps, "finish TCP sockets", &|shell, process| {
+        connections.finish(shell, process);
+    });
     stage(&mut steps, "take over terminals", &|shell, process| {
         making.make_terminals(shell, process);
     });
@@ -457,6 +503,8 @@ pub(crate) fn make(
         objects,
         host: host.clone(),
         outer,
+        ours: outer..outer + ours as u32,
+        content: BTreeMap::new(),
     })
 }
 

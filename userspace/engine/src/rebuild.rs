@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use images::Checkpoint;
 use images::proto::mapping::Kind;
 use images::proto::process::State;
 use images::proto::{Process, Snapshot, Thread};
 use memory::SoftDirty;
+use memory::serve::{Label, Vault};
 use memory::track::WriteProtect;
 use remote::seed::{self, Birth};
 use remote::stub::{self, Slot};
 use remote::{Arg, Expect, Outcome, Program, RunError, Running, Stop, Stopped, Waited, live, sys};
 
 use crate::files::{outer, regular};
-use crate::pages::{self, Area, Target};
+use crate::pages::{self, Area, Place, Target};
 use crate::plan::{Plan, Step};
-use crate::{Rebuilt, RestoreError, RestoreOptions, Tracking, areas, track, tree, vdso, waits};
+use crate::{
+    LazyJob, Rebuilt, RestoreError, RestoreOptions, Serve, Tracking, areas, lazy, track, tree,
+    vdso, waits,
+};
 
 /// Brings the job back. To be called from the main thread of the process that is to be its parent, which must adopt orphans
 /// (PR_SET_CHILD_SUBREAPER).
@@ -109,6 +113,7 @@ impl Builder<'_> {
     ) -> Result<Rebuilt, RestoreError> {
         raise_open_files();
         options.progress.phase("processes");
+        crate::files::inet::rebuild::clear(self.snapshot);
         if self.plan.namespace {
             self.make_init()?;
         }
@@ -121,6 +126,9 @@ impl Builder<'_> {
                 Step::Thread { pid, tid } => self.thread(*pid, *tid)?,
                 Step::Fill => {
                     options.progress.phase("pages");
+                    if let Some(serve) = options.lazy {
+                        self.leave_for_later(serve)?;
+                    }
                     self.fill(checkpoint, options)?;
                     if options.watch {
                         self.watch(checkpoint)?;
@@ -590,6 +598,65 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Registers what can come later with userfaultfds, and has it served from now on.
+    fn leave_for_later(&mut self, serve: &Serve<'_>) -> Result<(), RestoreError> {
+        let no = |why: String| failed("preparing a lazy restore")(io::Error::other(why));
+        let snapshot = self.snapshot;
+        let alive = snapshot.processes.iter();
+        let alive: Vec<&Process> = alive.filter(|p| p.state() != State::Zombie).collect();
+        let setup = lazy::Setup::new(&alive, self.plan.ours.clone()).map_err(no)?;
+        let protect = false;
+        let mut found: Option<(Vault, u32)> = None;
+        let mut processes = Vec::new();
+        for process in &alive {
+            let number = processes.len() as u32;
+            let Some(memory) = lazy::waiting(self.plan, number, process) else {
+                continue;
+            };
+            let (pid, what) = (process.pid, "leave memory for later");
+            match &found {
+                Some((_, holder)) => self.run(pid, what, &setup.fetch_vault(*holder))?,
+                None => {
+                    let (program, output) = setup.make_vault();
+                    let outcome = self.ask(pid, what, &program)?;
+                    let mut program = Program::new();
+                    for (nth, end) in lazy::ends(outcome.output(output)).into_iter().enumerate() {
+                        setup.place(&mut program, end.into(), setup.descriptor + nth as u32);
+                    }
+                    self.run(pid, what, &program)?;
+                    let receiver = self.descriptor(pid, setup.descriptor)?;
+                    let sender = self.descriptor(pid, setup.descriptor + 1)?;
+                    found = Some((Vault::new(receiver, sender), pid));
+                }
+            }
+            let made = self.ask(pid, what, &setup.make())?;
+            let fd = made.result(0).map_err(failed(what))? as u32;
+            let uffd = lazy::register(&setup, self.descriptor(pid, fd)?, &memory, protect)
+                .map_err(|errno| failed(format!("process {pid}: {what}"))(errno.into()))?;
+            if let Some((vault, _)) = &found {
+                let label = Label {
+                    number,
+                    parent: None,
+                };
+                vault.keep(label, uffd.as_fd()).map_err(failed(what))?;
+            }
+            let mut program = Program::new();
+            program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
+            self.run(pid, what, &program)?;
+            let outer = self.tasks.get(&pid).map_or(0, |task| task.outer as u32);
+            processes.push((outer, memory));
+        }
+        let Some((vault, _)) = found else {
+            return Ok(());
+        };
+        serve(LazyJob {
+            vault,
+            descriptor: setup.descriptor,
+            processes,
+            protect,
+        })
+    }
+
     fn fill(
         &self,
         checkpoint: &Checkpoint,
@@ -609,7 +676,10 @@ impl Builder<'_> {
                 let zero_matters = m.kind() == Kind::FilePrivate;
                 matches!(m.kind(), Kind::Anonymous | Kind::FilePrivate).then_some(Area {
                     range: m.start..m.end,
-                    zero_matters,
+                    place: Place {
+                        zero_matters,
+                        later: options.lazy.is_some() && lazy::can_wait(m),
+                    },
                 })
             };
             let areas = memory.mappings.iter().filter_map(area).collect();
@@ -734,11 +804,10 @@ impl Builder<'_> {
         sys::write_memory(task.tid(), &[(slot.base, &time)]).map_err(doing())?;
         r.rip = self.syscall_address();
         task.set_registers(&r).map_err(doing())?;
-        let running = task.resume_to_syscall().map_err(doing())?;
+        let running = task.resume_to_syscall(0).map_err(doing())?;
         let task = expect_stop(running, tid)?;
-        let running = task.resume(0).map_err(doing())?;
-        // Wherever on its way into the wait it is: the interrupt makes the call end as a signal would.
-        let task = live::stop(running).map_err(|error| broke(&self.who(tid), error))?;
+        // Interrupted before it begins, the call ends as a signal would end it: nothing behind it is ever executed.
+        let task = live::interrupt_stop(task, 0).map_err(|error| broke(&self.who(tid), error))?;
         let result = task.registers().map_err(doing())?.rax;
         self.put(tid, task);
         if let Some(entry) = self.tasks.get_mut(&tid) {
@@ -761,7 +830,7 @@ impl Builder<'_> {
         let block = &self.plan.block;
         let args = [block.base, block.length() as u64, 0, 0, 0, 0];
         let (task, _) = seed::call_at(task, self.syscall_address(), libc::SYS_munmap as u64, args)?;
-        live::interrupt_stop(task)
+        live::interrupt_stop(task, 0)
     }
 
     fn set_thread(&mut self, process: &Process, thread: &Thread) -> Result<(), RestoreError> {
@@ -838,7 +907,11 @@ impl Builder<'_> {
         for task in self.tasks.values() {
             let _ = sys::kill(task.outer, libc::SIGKILL);
         }
-        for task in self.tasks.values() {
+        // A process has ended when its threads have, and an init when its namespace has.
+        let mut order: Vec<(u32, &Task)> =
+            self.tasks.iter().map(|(&id, task)| (id, task)).collect();
+        order.sort_by_key(|(id, task)| (*id == INIT, *id == task.pid));
+        for (_, task) in order {
             let mut running = Running::attached(task.outer);
             while let Ok(Waited::Stopped(stopped)) = running.wait() {
                 match stopped.resume(0) {

@@ -139,7 +139,8 @@ impl Tracking {
             doing: doing(),
             source: std::io::Error::other(error),
         })?;
-        let ranges: Vec<_> = areas.into_iter().map(|(range, _)| range).collect();
+        let covered = areas.into_iter().filter(|(_, kind)| tracker.covers(*kind));
+        let ranges: Vec<_> = covered.map(|(range, _)| range).collect();
         // All that is there was just put there.
         tracker.collect(&ranges, false, &mut Written::default())?;
         let space = Space {
@@ -509,8 +510,8 @@ impl Space {
 
     /// Looks which pages of a running process were written.
     fn look(&mut self, pid: u32) -> Result<(), CheckpointError> {
-        self.areas = areas::private(pid)?;
-        let areas = std::mem::take(&mut self.areas);
+        let mut areas = areas::private(pid)?;
+        areas.retain(|(_, kind)| self.tracker.covers(*kind));
         let done = self.collect(&areas);
         self.areas = areas;
         done
@@ -519,25 +520,25 @@ impl Space {
     /// The same once it is stopped, with mappings that are known exactly.
     fn look_at(&mut self, areas: &[Area]) -> Result<(), CheckpointError> {
         self.collect(areas)?;
-        // What was taken for something else while it ran was not looked at rightly.
-        let mut mistaken = Written::default();
-        if !self.late {
-            let unseen = |(range, kind): &Area| not_among(range, *kind, &self.areas);
-            mistaken.whole = areas.iter().flat_map(unseen).collect();
-        }
+        // What is not watched, and what was taken for something else while it ran.
+        let unseen = |(range, kind): &Area| match (self.tracker.covers(*kind), self.late) {
+            (true, true) => Vec::new(),
+            (true, false) => not_among(range, *kind, &self.areas),
+            (false, _) => vec![range.clone()],
+        };
+        let mistaken = Written {
+            whole: areas.iter().flat_map(unseen).collect(),
+            ..Written::default()
+        };
         self.written.add(&mistaken);
         self.todo.add(&mistaken);
         Ok(())
     }
 
     fn collect(&mut self, areas: &[Area]) -> Result<(), CheckpointError> {
-        let range = |(range, _): &Area| range.clone();
-        let unknown = areas.iter().filter(|(_, kind)| !self.tracker.covers(*kind));
-        let mut news = Written {
-            whole: unknown.map(range).collect(),
-            ..Written::default()
-        };
-        let ranges: Vec<_> = areas.iter().map(range).collect();
+        let covered = areas.iter().filter(|(_, kind)| self.tracker.covers(*kind));
+        let ranges: Vec<_> = covered.map(|(range, _)| range.clone()).collect();
+        let mut news = Written::default();
         let result = self.tracker.collect(&ranges, false, &mut news);
         self.written.add(&news);
         self.todo.add(&news);

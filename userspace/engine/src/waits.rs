@@ -80,11 +80,7 @@ pub(crate) fn remaining(tid: u32, state: &State, since: Option<u64>) -> Option<R
     if r.rax as i64 != ERESTART_RESTARTBLOCK || (r.orig_rax as i64) < 0 {
         return None;
     }
-    let nr = if r.orig_rax as i64 == libc::SYS_restart_syscall {
-        original_call(tid, r.rip)?
-    } else {
-        r.orig_rax as i64
-    };
+    let nr = state.call? as i64;
     let time = |address: u64| {
         let mut time = [0u8; 16];
         (address != 0).then_some(())?;
@@ -113,17 +109,36 @@ pub(crate) fn remaining(tid: u32, state: &State, since: Option<u64>) -> Option<R
     })
 }
 
-/// The call that restart_syscall(2) stands for: its number is what the code before the `syscall` instruction loaded into eax.
-fn original_call(tid: u32, ip: u64) -> Option<i64> {
+/// The system call that a stopped thread was caught in. The one that restart_syscall(2) stands for is the number that the code before the
+/// `syscall` instruction loaded into eax.
+pub(crate) fn call(tid: i32, r: &Registers) -> Option<u64> {
+    if r.orig_rax as i64 != libc::SYS_restart_syscall {
+        return (r.orig_rax as i64 >= 0).then_some(r.orig_rax);
+    }
     let mut code = [0u8; 64];
-    sys::read_memory(tid as i32, ip.checked_sub(66)?, &mut code).ok()?;
+    sys::read_memory(tid, r.rip.checked_sub(66)?, &mut code).ok()?;
     code.windows(5)
         .rev()
         .filter(|w| w[0] == 0xb8)
         .find_map(|w| {
-            let nr = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
-            RESTARTABLE.contains(&nr).then_some(nr)
+            let nr = u32::from_le_bytes([w[1], w[2], w[3], w[4]]);
+            RESTARTABLE.contains(&i64::from(nr)).then_some(nr.into())
         })
+}
+
+/// The registers of a stopped thread. One that was stopped again just before it would have called restart_syscall(2) is still in the
+/// wait that it was interrupted in: a program never makes that call itself.
+pub(crate) fn as_interrupted(tid: i32, registers: Registers) -> Registers {
+    let mut r = registers;
+    let mut instruction = [0; 2];
+    if r.rax as i64 == libc::SYS_restart_syscall
+        && sys::read_memory(tid, r.rip, &mut instruction).is_ok()
+        && instruction == [0x0f, 0x05]
+    {
+        r.rip += 2;
+        (r.rax, r.orig_rax) = (ERESTART_RESTARTBLOCK as u64, r.rax);
+    }
+    r
 }
 
 /// The registers with which to enter the wait again for the time that was left, given a place for a struct timespec and what to

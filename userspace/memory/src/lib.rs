@@ -9,6 +9,7 @@ mod object;
 mod pagemap;
 mod probe;
 mod process;
+pub mod serve;
 mod soft_dirty;
 pub mod track;
 pub mod uffd;

@@ -121,9 +121,7 @@ pub trait WriteTracker: Send {
     }
 
     /// Whether what is written to memory of this kind is found. Else all of it counts as written, always.
-    fn covers(&self, _kind: Kind) -> bool {
-        true
-    }
+    fn covers(&self, kind: Kind) -> bool;
 }
 
 /// Write protection that the kernel lifts by itself (`UFFD_FEATURE_WP_ASYNC`, Linux 6.7), and `PAGEMAP_SCAN`.
@@ -254,6 +252,13 @@ impl WriteTracker for WriteProtect {
         normalize(&mut written.whole);
         normalize(&mut written.empty);
         self.check_alive()
+    }
+
+    /// Not mappings of files: MADV_GUARD_INSTALL would never end where pages are write-protected, as it tries until nothing is left
+    /// there, but the protection is left (madvise_guard_install() in mm/madvise.c). Not huge pages: one that is given back leaves its
+    /// protection behind (__unmap_hugepage_range() in mm/hugetlb.c), which looks as if nothing had happened.
+    fn covers(&self, kind: Kind) -> bool {
+        kind == Kind::Anonymous
     }
 
     /// The scan passes over page tables that are gone altogether (pagemap_scan_pte_hole() in fs/proc/task_mmu.c), so one

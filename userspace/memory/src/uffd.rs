@@ -5,7 +5,7 @@
 //! missing pages read as zeros. Constants and structures are those of include/uapi/linux/userfaultfd.h.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -64,6 +64,81 @@ const WRITEPROTECT_MODE_WP: u64 = 1;
 /// Somebody's userfaultfd, after its handshake. Addresses are those of its owner, page aligned.
 #[derive(Debug)]
 pub struct Userfault(OwnedFd);
+
+/// What a userfaultfd tells: `struct uffd_msg`, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A thread waits for a page.
+    Fault {
+        /// The page's address.
+        address: u64,
+        /// It wants to write.
+        write: bool,
+        /// The thread, as we see it; 0 without `THREAD_ID`.
+        tid: u32,
+    },
+    /// A child was forked, which has this new userfaultfd, a descriptor of ours.
+    Fork(i32),
+    /// A range was moved (mremap(2)).
+    Remap {
+        /// Where it was.
+        from: u64,
+        /// Where it is.
+        to: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// The content of a range is being discarded.
+    Remove(Range<u64>),
+    /// A range was unmapped.
+    Unmap(Range<u64>),
+}
+
+/// Bytes of `struct uffd_msg`.
+pub const MESSAGE: usize = 32;
+
+impl Message {
+    /// Takes apart what read(2) gave; `None` for what this module does not know.
+    #[must_use]
+    pub fn parse(bytes: &[u8; MESSAGE]) -> Option<Self> {
+        let word = |nth: usize| {
+            let bytes = bytes[8 * nth..8 * nth + 8].try_into();
+            u64::from_ne_bytes(bytes.unwrap_or_default())
+        };
+        Some(match bytes[0] {
+            0x12 => Self::Fault {
+                address: word(2) & !(crate::PAGE_SIZE - 1),
+                write: word(1) & 1 == 1,
+                tid: word(3) as u32,
+            },
+            0x13 => Self::Fork(word(1) as u32 as i32),
+            0x14 => Self::Remap {
+                from: word(1),
+                to: word(2),
+                length: word(3),
+            },
+            0x15 => Self::Remove(word(1)..word(2)),
+            0x16 => Self::Unmap(word(1)..word(2)),
+            _ => return None,
+        })
+    }
+}
+
+/// What of [`feature`] this kernel can do for us; an error where we may not handle faults of the kernel itself (EPERM without
+/// `CAP_SYS_PTRACE`, unless the sysctl vm.unprivileged_userfaultfd is set) or there is no userfaultfd at all.
+///
+/// # Errors
+/// See above.
+pub fn features() -> Result<u64, Errno> {
+    // SAFETY: no pointers are passed; the result is a new descriptor that we own.
+    let uffd = unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_userfaultfd, FLAGS))?;
+        Userfault::new(OwnedFd::from_raw_fd(fd as i32))
+    };
+    let mut arg = [API, 0, 0];
+    uffd.ioctl(UFFDIO_API as u32, &mut arg)?;
+    Ok(arg[1])
+}
 
 /// A request that was cut short: how many bytes were done before, and why it went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

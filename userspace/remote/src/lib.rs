@@ -5,6 +5,7 @@
 //! * [`stub`] - the few instructions that run such a vector inside a stopped task;
 //! * [`live`] - the stub lent to a task of a running job, which survives our death;
 //! * [`seed`] - a new, almost empty process that becomes a task of a restored job;
+//! * [`sockets`] - the same for sockets;
 //! * [`sys`] - system calls that neither `libc` nor `nix` wraps safely.
 //!
 //! Addresses here belong to the other task's address space: they are plain `u64` and never dereferenced.
@@ -12,6 +13,7 @@
 pub mod live;
 pub mod program;
 pub mod seed;
+pub mod sockets;
 pub mod stub;
 pub mod sys;
 pub mod task;

@@ -137,7 +137,7 @@ pub fn spawn(birth: &Birth) -> io::Result<Stopped> {
         match running.wait()? {
             Waited::Stopped(task) if task.stop() == Stop::Event(libc::PTRACE_EVENT_EXEC) => {
                 // Still inside execve: registers count only once that has returned.
-                return crate::live::interrupt_stop(task).map_err(io::Error::other);
+                return crate::live::interrupt_stop(task, 0).map_err(io::Error::other);
             }
             Waited::Stopped(task) => running = task.resume(0)?,
             Waited::Gone => return Err(io::Error::other("a new process ended before it began")),
@@ -196,7 +196,7 @@ pub fn call_at(
     task.set_registers(&r).map_err(fail("setting registers"))?;
     let (mut task, mut stops) = (task, 0);
     while stops < 2 {
-        let running = task.resume_to_syscall().map_err(fail("resuming"))?;
+        let running = task.resume_to_syscall(0).map_err(fail("resuming"))?;
         task = match running.wait().map_err(fail("waiting"))? {
             Waited::Gone => return Err(RunError::Gone(tid)),
             Waited::Stopped(task) => task,

@@ -1,4 +1,4 @@
-//! The few instructions that run a [`Program`] inside a task: load a number and six arguments, `syscall`, store
+//! The few instructions that run a [`Program`] inside a task: block signals, load a number and six arguments, `syscall`, store
 //! the result, next; then tell the tracer by sending the task itself a signal, and go back to where the task was by
 //! `rt_sigreturn`. A tracer that is alive stops the task at that signal; one that is dead is not missed.
 //!
@@ -16,6 +16,12 @@ std::arch::global_asm!(
     ".balign 16",
     ".globl ckptd_stub_begin",
     "ckptd_stub_begin:",
+    "mov edi, [r14 + 32]",
+    "lea rsi, [r14 + 40]",
+    "xor edx, edx",
+    "mov r10d, 8",
+    "mov eax, 14", // rt_sigprocmask
+    "syscall",
     "2: mov rax, [rbx]",
     "mov rdi, [rbx + 8]",
     "mov rdi, [rdi]",
@@ -84,7 +90,8 @@ fn after_tgkill() -> usize {
 
 const ENTRY: usize = 128;
 const RESULT: usize = 104;
-/// The words the stub finds through r14: thread group, thread, signal, address of the signal frame.
+/// The words the stub finds through r14: thread group, thread, signal, address of the signal frame, how to change the signal mask,
+/// and the mask.
 pub(crate) const HEADER: usize = 64;
 
 /// Where programs run in one task: its own piece of a writable mapping, and the stub's code.
@@ -221,7 +228,8 @@ impl<'p> Run<'p> {
         registers.rax = 0;
         task.set_registers(&registers)
             .map_err(fail("setting registers"))?;
-        // In this order: from here on the stub leads back to the task's own mask, even without us.
+        // In this order: from here on the stub leads back to the task's own mask, even without us. It blocks signals itself too:
+        // should we die just here, none may come while it is on its way back, where the stack is not the task's own.
         if let Some(mask) = self.slot.mask {
             task.set_signal_mask(mask)
                 .map_err(fail("blocking signals"))?;
@@ -243,6 +251,10 @@ impl<'p> Run<'p> {
             self.slot.tid as u64,
             self.slot.signal as u64,
             self.slot.frame,
+            self.slot
+                .mask
+                .map_or(libc::SIG_BLOCK, |_| libc::SIG_SETMASK) as u64,
+            self.slot.mask.unwrap_or(0),
         ];
         for (i, word) in header.iter().enumerate() {
             image[8 * i..8 * i + 8].copy_from_slice(&word.to_ne_bytes());
@@ -348,6 +360,11 @@ impl<'p> Run<'p> {
             match stopped.stop() {
                 Stop::Signal(signal) if signal == self.slot.signal && self.is_ours(&stopped) => {
                     break stopped;
+                }
+                // Job control goes its own way: a stopped process runs for its tracer all the same.
+                Stop::Signal(libc::SIGSTOP) => {
+                    running = stopped.resume(libc::SIGSTOP).map_err(fail("resuming"))?;
+                    continue;
                 }
                 Stop::Signal(signal) => self.held.push(signal),
                 Stop::Event(

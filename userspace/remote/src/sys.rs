@@ -187,16 +187,15 @@ pub(crate) enum Wait {
     Ended,
 }
 
-/// Waits for one traced task to stop or end; without `block`, `None` when nothing has happened.
+/// Whether one traced task has stopped or ended; `None` when nothing has happened.
 ///
 /// The exit of our own child is left for whoever waits for children here; that of anybody else's task is passed on to its
 /// real parent by reaping it as its tracer (kernel/exit.c, wait_task_zombie).
-pub(crate) fn wait(tid: i32, block: bool) -> io::Result<Option<Wait>> {
-    let hang = if block { 0 } else { libc::WNOHANG };
+pub(crate) fn wait(tid: i32) -> io::Result<Option<Wait>> {
     loop {
         // SAFETY: siginfo_t is plain data.
         let mut info: libc::siginfo_t = unsafe { zeroed() };
-        let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL | hang;
+        let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL | libc::WNOHANG;
         // SAFETY: `info` is a live siginfo_t.
         let result =
             unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &raw mut info, options) };
@@ -232,6 +231,13 @@ pub(crate) fn wait(tid: i32, block: bool) -> io::Result<Option<Wait>> {
             return Ok(Some(Wait::Ended));
         }
     }
+}
+
+/// Whether the task has ended and waits to be reaped.
+pub(crate) fn is_zombie(tid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, fields)| fields.starts_with('Z'))
 }
 
 fn is_own_child(tid: i32) -> bool {

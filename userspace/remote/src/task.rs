@@ -2,6 +2,7 @@
 //! signals belong to a [`Stopped`] one.
 
 use std::io;
+use std::time::Duration;
 
 use crate::sys;
 
@@ -79,16 +80,31 @@ impl Running {
     }
 
     /// Waits until the task stops or ends.
+    ///
+    /// The end of a main thread is told only when all threads of its process have been reaped (kernel/exit.c, delay_group_leader),
+    /// which nobody does while we wait for this one. So this asks again and again instead of sleeping in the kernel.
     pub fn wait(self) -> io::Result<Waited> {
-        match sys::wait(self.tid, true)? {
-            Some(waited) => Ok(Self::waited(self.tid, waited)),
-            None => Ok(Waited::Gone),
+        const EAGER: u32 = 50;
+        let (mut running, mut turn) = (self, 0u32);
+        loop {
+            let ended = turn != 0 && turn % EAGER == 0 && sys::is_zombie(running.tid);
+            running = match running.poll()? {
+                Ok(waited) => return Ok(waited),
+                Err(_) if ended => return Ok(Waited::Gone),
+                Err(running) => running,
+            };
+            if turn < EAGER {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            turn = turn.wrapping_add(1);
         }
     }
 
     /// As [`Running::wait`], without waiting: the task itself when nothing has happened yet.
     pub fn poll(self) -> io::Result<Result<Waited, Running>> {
-        Ok(match sys::wait(self.tid, false)? {
+        Ok(match sys::wait(self.tid)? {
             Some(waited) => Ok(Self::waited(self.tid, waited)),
             None => Err(self),
         })
@@ -135,9 +151,9 @@ impl Stopped {
         self.restart(libc::PTRACE_CONT, signal)
     }
 
-    /// Lets the task run up to its next entry to or exit from a system call.
-    pub fn resume_to_syscall(self) -> io::Result<Running> {
-        self.restart(libc::PTRACE_SYSCALL, 0)
+    /// As [`Stopped::resume`], up to the task's next entry to or exit from a system call.
+    pub fn resume_to_syscall(self, signal: i32) -> io::Result<Running> {
+        self.restart(libc::PTRACE_SYSCALL, signal)
     }
 
     fn restart(self, request: u32, signal: i32) -> io::Result<Running> {

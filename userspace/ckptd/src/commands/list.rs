@@ -3,6 +3,7 @@
 use super::pick_all;
 use crate::cli::List;
 use crate::failure::Failure;
+use crate::lazy::Progress;
 use crate::output::{
     Align, Style, Table, command_line, moment, plain, print, print_json, size, styled,
 };
@@ -20,6 +21,8 @@ struct Entry {
     /// The root's pid, while it runs.
     pid: Option<u32>,
     command: Vec<String>,
+    /// How far it is, while memory of a lazily restored job is missing.
+    memory: Option<Progress>,
     checkpoints: Vec<Row>,
 }
 
@@ -64,6 +67,7 @@ pub(crate) fn execute(args: &List) -> Result<ExitCode, Failure> {
                 running: true,
                 pid: state.root.map(|root| root.pid),
                 command: state.command.clone(),
+                memory: None,
                 checkpoints: Vec::new(),
             });
         }
@@ -116,6 +120,7 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
         running: state.is_some(),
         pid,
         command,
+        memory: state.and_then(|state| Progress::read(&state.entry)),
         checkpoints,
     })
 }
@@ -136,6 +141,9 @@ fn text(entries: &[Entry], dir: &Path) -> String {
             "{name}  {state}  {}\n",
             plain(&command_line(&entry.command))
         );
+        if let Some(memory) = &entry.memory {
+            text += &format!("  {}\n", memory.summary());
+        }
         if entry.checkpoints.is_empty() {
             text += "  no checkpoint yet\n";
             continue;

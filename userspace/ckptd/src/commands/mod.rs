@@ -10,6 +10,7 @@ mod man;
 mod prune;
 mod restore;
 mod run;
+mod serve;
 mod show;
 mod verify;
 
@@ -33,7 +34,9 @@ pub(crate) fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Doctor(args) => doctor::execute(&args),
         Command::Completions(args) => completions::execute(&args),
         Command::Man(args) => man::execute(&args),
+        Command::Attach(args) => serve::attach(&args),
         Command::Init(args) => init::execute(&args),
+        Command::Serve(args) => serve::execute(&args),
     }
 }
 

@@ -3,19 +3,23 @@
 use super::pick;
 use crate::cli::Restore;
 use crate::failure::{Exit, Failure};
-use crate::output::{print, print_json};
+use crate::lazy::{Serving, Source};
+use crate::output::{print, print_json, tell};
 use crate::progress::Meter;
 use crate::registry::{Registry, write_atomically};
 use crate::supervisor::{self, Post, Signals};
-use engine::RestoreOptions;
+use engine::{RestoreError, RestoreOptions};
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// What the process in the background tells the one that started it, and what that one prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +59,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
     let mut options = RestoreOptions {
         files: args.files.into(),
         init: Vec::new(),
+        lazy: None,
         watch: args.schedule.incremental,
         progress: &meter,
     };
@@ -87,6 +92,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             }
         })?;
     let status = Post::status_path(&claim);
+    let entry = claim.path().to_owned();
     let post = Post::prepare(claim)?;
     let program = std::env::current_exe()
         .map_err(|error| Failure::because("cannot find ckptd itself", error))?;
@@ -97,6 +103,37 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         status,
     ];
     let plan = engine::plan(&checkpoint, &options)?;
+    let serving = RefCell::new(None);
+    let source = Source {
+        dir: dir.clone(),
+        job: job.name().to_owned(),
+        sequence: checkpoint.sequence(),
+        cache: (args.memory_limit as usize) << 20,
+        patience: Duration::from_secs(args.patience),
+    };
+    let serve = |job| {
+        let started = Serving::start(&entry, job, source.clone()).map_err(|failure| {
+            let (doing, source) = ("starting the page server".to_owned(), failure.message);
+            RestoreError::System {
+                doing,
+                source: std::io::Error::other(source),
+            }
+        })?;
+        serving.replace(Some(started));
+        Ok(())
+    };
+    if args.lazy {
+        match engine::can_be_lazy() {
+            Ok(()) => {
+                options.lazy = Some(&serve);
+                // A mapping has one userfaultfd: writes are watched when all pages are in.
+                options.watch = false;
+            }
+            Err(why) => tell(&format!(
+                "ckptd: the job starts when all of its memory is in: {why}\n"
+            )),
+        }
+    }
     // Signals stay as they are until the job runs: Ctrl-C ends a restore that is under way.
     let rebuilt = engine::rebuild(&checkpoint, &plan, &options)?;
     let signals = Signals::block()?;
@@ -124,9 +161,16 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             tracing::debug!("whoever started the restore has gone: {error}");
         }
     }
+    let serving = serving.take();
     let schedule = args.schedule.in_store(dir, args.bpf);
-    post.supervise(signals, (rebuilt.root, rebuilt.init), schedule, tracking)
-        .mirror()
+    post.supervise(
+        signals,
+        (rebuilt.root, rebuilt.init),
+        schedule,
+        tracking,
+        serving,
+    )
+    .mirror()
 }
 
 /// Starts ckptd anew as the job's supervisor in a process group of its own, as a shell does with `&`, and waits
@@ -143,7 +187,9 @@ fn detach(args: &Restore) -> Result<ExitCode, Failure> {
             .map_or(1, |at| at + 1),
         "--background".into(),
     );
-    let child = supervisor::spawn_self_in_background(&arguments, sender.as_raw_fd())?;
+    let mask = SigSet::thread_get_mask()
+        .map_err(|errno| Failure::because("cannot start the supervisor of the job", errno))?;
+    let child = supervisor::spawn_self(&arguments, &[(sender.as_raw_fd(), 3)], false, &mask)?;
     drop(sender);
 
     let mut line = String::new();

@@ -21,6 +21,6 @@ pub(crate) fn execute(args: &Run) -> Result<ExitCode, Failure> {
     let post = Post::prepare(claim)?;
     let root = supervisor::spawn(&args.command, signals.original())?;
     let schedule = args.schedule.in_store(args.store.path(), args.bpf);
-    post.supervise(signals, (root, None), schedule, None)
+    post.supervise(signals, (root, None), schedule, None, None)
         .mirror()
 }

@@ -14,10 +14,11 @@ mod taker;
 
 pub(crate) use ended::Ended;
 pub(crate) use signals::Signals;
-pub(crate) use spawn::{spawn, spawn_self_in_background};
+pub(crate) use spawn::{spawn, spawn_self};
 pub(crate) use taker::Schedule;
 
 use crate::failure::Failure;
+use crate::lazy::Serving;
 use crate::process::{self, ProcessId};
 use crate::registry::Claim;
 use crate::report::Report;
@@ -59,13 +60,14 @@ impl Post {
     }
 
     /// Supervises the job until its root ends. `init` is the init of the job's own pid namespace, `tracking` what a restore
-    /// knows of the job's memory.
+    /// knows of the job's memory; `serving` brings in the rest of it.
     pub(crate) fn supervise(
         mut self,
         signals: Signals,
         (root, init): (u32, Option<u32>),
         schedule: Schedule,
         tracking: Option<engine::Tracking>,
+        serving: Option<Serving>,
     ) -> Ended {
         // The job runs already: without an entry it can be checkpointed by --pid only, but that is no reason to end it.
         if let Err(failure) = self.claim.set_running(root, init) {
@@ -75,7 +77,8 @@ impl Post {
         let root_id = state.root;
         let ours = std::process::id();
         let target = Target::supervised(root, init.unwrap_or(ours), ours);
-        let taker = Taker::start(state.name.clone(), target, schedule, tracking);
+        let memory = serving.as_ref().map(Serving::pages);
+        let taker = Taker::start(state.name.clone(), target, schedule, tracking, memory);
         let mut supervisor = Supervisor {
             post: self,
             signals,
@@ -85,6 +88,7 @@ impl Post {
             last: None,
         };
         let ended = supervisor.work(&taker);
+        drop(serving);
         if let Some(report) = taker.finish() {
             say_goodbye(&report);
         }

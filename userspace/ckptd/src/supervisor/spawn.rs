@@ -2,11 +2,14 @@
 
 use crate::failure::{Exit, Failure};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::spawn::{
     PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn, posix_spawnp,
 };
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::Mode;
 use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -60,10 +63,13 @@ pub(crate) fn spawn(command: &[OsString], mask: &SigSet) -> Result<u32, Failure>
         .map_err(refuse)
 }
 
-/// Starts ckptd itself in a process group of its own, with one more descriptor, 3, that is `report`.
-pub(crate) fn spawn_self_in_background(
+/// Starts ckptd itself in a process group of its own, with more descriptors: each of ours under the number given. With
+/// `quiet` it has no standard input and output.
+pub(crate) fn spawn_self(
     arguments: &[OsString],
-    report: std::os::fd::RawFd,
+    given: &[(RawFd, RawFd)],
+    quiet: bool,
+    mask: &SigSet,
 ) -> Result<u32, Failure> {
     let start = || {
         let arguments = arguments
@@ -71,8 +77,15 @@ pub(crate) fn spawn_self_in_background(
             .map(|word| c_string(word))
             .collect::<Result<Vec<_>, _>>()?;
         let mut actions = PosixSpawnFileActions::init()?;
-        actions.add_dup2(report, 3)?;
-        let attributes = attributes(&SigSet::thread_get_mask()?, Some(0))?;
+        for (fd, number) in given {
+            actions.add_dup2(*fd, *number)?;
+        }
+        if quiet {
+            for fd in 0..2 {
+                actions.add_open(fd, "/dev/null", OFlag::O_RDWR, Mode::empty())?;
+            }
+        }
+        let attributes = attributes(mask, Some(0))?;
         posix_spawn(
             "/proc/self/exe",
             &actions,
@@ -81,8 +94,7 @@ pub(crate) fn spawn_self_in_background(
             &environment(),
         )
     };
-    let started = start()
-        .map_err(|errno| Failure::because("cannot start the supervisor of the job", errno))?;
+    let started = start().map_err(|errno| Failure::because("cannot start ckptd anew", errno))?;
     Ok(started.as_raw().unsigned_abs())
 }
 

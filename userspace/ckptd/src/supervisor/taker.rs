@@ -5,6 +5,7 @@ use super::control::Answer;
 use super::protocol::Reply;
 use crate::bpf::Bpf;
 use crate::failure::Failure;
+use crate::lazy::Pages;
 use crate::report::Report;
 use crate::take::{self, Order, Target};
 use crate::upkeep::Upkeep;
@@ -35,12 +36,13 @@ pub(crate) struct Taker {
 }
 
 impl Taker {
-    /// Starts the thread. `tracking` goes on where a restore has left it.
+    /// Starts the thread. `tracking` goes on where a restore has left it; `memory` is that of a job that may lack some of it.
     pub(crate) fn start(
         name: String,
         target: Target,
         schedule: Schedule,
         tracking: Option<Tracking>,
+        memory: Option<Pages>,
     ) -> Self {
         let (requests, inbox) = mpsc::channel();
         let busy = Arc::new(Mutex::new(()));
@@ -51,6 +53,7 @@ impl Taker {
             target,
             schedule,
             tracking,
+            memory,
             upkeep: Upkeep::default(),
             warned: false,
         };
@@ -89,6 +92,7 @@ struct Work {
     target: Target,
     schedule: Schedule,
     tracking: Option<Tracking>,
+    memory: Option<Pages>,
     upkeep: Upkeep,
     /// The user knows that written pages cannot be told.
     warned: bool,
@@ -105,6 +109,8 @@ impl Work {
             match request {
                 Ok((mut order, answer)) => {
                     order.no_bpf |= self.schedule.order.no_bpf;
+                    // A whole one would take the marks of our write tracking for the job's own.
+                    order.incremental |= self.schedule.order.incremental || self.tracking.is_some();
                     match self.take(&order, &answer) {
                         Ok(report) => {
                             self.tidy(&order, images::Keep::default());
@@ -127,6 +133,11 @@ impl Work {
     }
 
     fn take(&mut self, order: &Order, progress: &dyn engine::Progress) -> Result<Report, Failure> {
+        // A checkpoint is taken of a job that has all of its memory.
+        if let Some(memory) = self.memory.take() {
+            progress.phase("memory");
+            memory.wait();
+        }
         if order.incremental && self.tracking.is_none() {
             match Tracking::new() {
                 Ok(tracking) => self.tracking = Some(tracking),

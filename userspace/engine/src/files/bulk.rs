@@ -21,7 +21,7 @@ pub(super) fn list(pid: u32, tracker: Option<&Tracker>) -> Vec<(u32, Option<trac
 }
 
 /// Takes a descriptor of which all there is to know is told; `None` for others.
-pub(super) fn plain(table: &mut Table, told: &tracker::Descriptor) -> Option<Descriptor> {
+pub(super) fn plain(table: &mut Table, pid: u32, told: &tracker::Descriptor) -> Option<Descriptor> {
     if told.special {
         return None;
     }
@@ -32,6 +32,9 @@ pub(super) fn plain(table: &mut Table, told: &tracker::Descriptor) -> Option<Des
             let id = table.add(kind, told.flags & !(libc::O_CLOEXEC as u32));
             table.identities.insert(told.identity, id);
             table.by_path.push((id, key));
+            // It may be on its way through a socket too, where only a comparison tells.
+            let holders = table.holders.entry(key).or_default();
+            holders.push((pid, told.fd, id));
             id
         }
     };

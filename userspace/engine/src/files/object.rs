@@ -67,10 +67,12 @@ pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Wh
         return Err(regular::lost(link));
     }
     // Reading is by another open file than the job's, which may not be readable or be at an offset.
-    let own = File::open(format!(
-        "/proc/self/fd/{}",
-        std::os::fd::AsRawFd::as_raw_fd(file)
-    ));
+    // The time of the last access stays the job's, where we may say so.
+    let fd = std::os::fd::AsRawFd::as_raw_fd(file);
+    let path = format!("/proc/self/fd/{fd}");
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NOATIME);
+    let own = options.open(&path).or_else(|_| File::open(&path));
     let own = own.map_err(unreadable)?;
     shared.id = table.shared.len() as u32 + 1;
     shared.space = table.spaces.of_object(key);

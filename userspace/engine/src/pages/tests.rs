@@ -102,7 +102,10 @@ fn a_process_gets_back_what_it_had() {
         .iter()
         .map(|(range, _)| Area {
             range: range.clone(),
-            zero_matters: true,
+            place: Place {
+                zero_matters: true,
+                later: false,
+            },
         })
         .collect();
     let filled = fill(
@@ -183,7 +186,10 @@ fn pages_without_a_place_refuse_the_image() {
     };
     let areas = vec![Area {
         range: 0..9 * PAGE_SIZE,
-        zero_matters: false,
+        place: Place {
+            zero_matters: false,
+            later: false,
+        },
     }];
     let process = Target::Process {
         space: 1,

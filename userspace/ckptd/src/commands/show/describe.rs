@@ -22,6 +22,8 @@ pub(crate) fn kind(file: &OpenFile) -> &'static str {
         Some(Kind::Inotify(_)) => "inotify",
         Some(Kind::Path(_)) => "path",
         Some(Kind::Object(_)) => "object",
+        Some(Kind::Unix(_)) => "unix",
+        Some(Kind::Tcp(_)) => "tcp",
         None => "unknown",
     }
 }
@@ -87,6 +89,23 @@ pub(crate) fn what(file: &OpenFile) -> String {
         Some(Kind::Object(object)) => {
             format!("object {} at byte {}", object.object, object.offset)
         }
+        Some(Kind::Unix(socket)) => {
+            let name = String::from_utf8_lossy(&socket.name).replace('\0', "@");
+            let waiting: usize = socket.queue.iter().map(|m| m.data.len()).sum();
+            let state = if socket.listening {
+                "listens"
+            } else {
+                "socket"
+            };
+            let text = format!("{state} {name}").trim_end().to_owned();
+            match waiting {
+                0 => text,
+                bytes => format!("{text}, {bytes} bytes in it"),
+            }
+        }
+        Some(Kind::Tcp(socket)) if socket.listening => "listens".to_owned(),
+        Some(Kind::Tcp(socket)) if socket.other != 0 => "connected within the job".to_owned(),
+        Some(Kind::Tcp(_)) => "not connected".to_owned(),
         None => "a kind that this version does not know".to_owned(),
     }
 }

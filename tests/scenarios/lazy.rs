@@ -1,0 +1,120 @@
+//! Jobs that run while their memory is in the image, when those who bring it in die, or storage fails.
+
+#![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::{Job, Subject, alive, run, wait_for};
+
+const PAGING: Subject = Subject::new("paging");
+
+/// The job, saved and gone.
+fn saved(mebibytes: &str) -> Option<Job> {
+    let mut job = Job::start_with(&PAGING, &[mebibytes])?;
+    let _ = job.checkpoint(&["--compress", "none"]).expect(0);
+    job.kill_all();
+    job.go();
+    Some(job)
+}
+
+/// Its page server; none when it has ended.
+fn server(job: &Job) -> Option<Pid> {
+    let serves = |pid: &i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).nth(1) == Some(b"serve")
+    };
+    job.processes().into_iter().find(serves).map(Pid::from_raw)
+}
+
+#[test]
+fn another_page_server_takes_over() {
+    let Some(mut job) = saved("200") else { return };
+    job.restore(&["--lazy"]);
+    let mut killed = 0;
+    while killed < 15 {
+        if let Some(server) = server(&job) {
+            let _ = kill(server, Signal::SIGKILL);
+            killed += 1;
+        }
+        if job.ended().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2 * killed));
+    }
+    assert!(killed > 0, "there was no page server\n{job}");
+    wait_for("the job to end", || {
+        job.output().ends_with("PASS\n").then_some(())
+    });
+}
+
+#[test]
+fn the_job_waits_when_all_of_ckptd_is_killed() {
+    let Some(mut job) = saved("200") else { return };
+    job.restore(&["--lazy"]);
+    let stopped = wait_for("the page server", || server(&job));
+    // The restore needs it, but not for long.
+    wait_for("the restore", || {
+        kill(stopped, Signal::SIGSTOP).unwrap();
+        let listed = run(job.ckptd("list").arg("--json")).json();
+        let runs = listed[0]["pid"].is_number();
+        if !runs {
+            kill(stopped, Signal::SIGCONT).unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        runs.then_some(())
+    });
+    let supervisor = Pid::from_raw(job.supervisor().unwrap());
+    kill(supervisor, Signal::SIGKILL).unwrap();
+    kill(stopped, Signal::SIGKILL).unwrap();
+    wait_for("ckptd to die", || (!alive(stopped.as_raw())).then_some(()));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(job.output(), "READY\n", "{job}");
+    let said = run(&mut job.ckptd("list")).stdout;
+    assert!(said.contains("running"), "{said}");
+    let mut attach = std::process::Command::new(tests::binary());
+    let _ = run(attach.arg("attach").arg(&job.name)).expect(0);
+    wait_for("the job to end", || {
+        job.output().ends_with("PASS\n").then_some(())
+    });
+}
+
+#[test]
+fn a_checkpoint_has_all_of_the_memory() {
+    let Some(mut job) = saved("200") else { return };
+    fs::remove_file(job.work.join("go")).unwrap();
+    job.restore(&["--lazy"]);
+    job.await_running();
+    let _ = job.checkpoint(&[]).expect(0);
+    job.kill_all();
+    job.go();
+    job.restore(&[]);
+    job.finish();
+}
+
+#[test]
+fn what_is_damaged_is_never_read() {
+    let Some(mut job) = saved("24") else { return };
+    let mut segments = job.stored();
+    segments.retain(|path| path.extension().is_some_and(|end| end == "seg"));
+    let segment = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&segments[0])
+        .unwrap();
+    let middle = segment.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    segment.read_exact_at(&mut byte, middle).unwrap();
+    segment.write_all_at(&[byte[0] ^ 4], middle).unwrap();
+    job.restore(&["--lazy", "--patience", "1"]);
+    let code = job.wait();
+    let output = job.output();
+    assert!(
+        code == 128 + Signal::SIGBUS as i32 && !output.contains("DIFF"),
+        "{code}\n{job}"
+    );
+    assert!(job.to_string().contains("SIGBUS"), "nobody said it\n{job}");
+}

@@ -1,0 +1,111 @@
+/* Unix sockets with names: listening ones (path, relative path, abstract, unlinked), connections accepted and waiting, datagrams. */
+#include "sockets.h"
+
+int main(int argc, char **argv) {
+    subject_begin(argc, argv);
+    char base[64], path[128], abstract[64], gone[128], mailbox[128], lonely[64];
+    must(getcwd(base, sizeof base) ? 0 : -1);
+    snprintf(path, sizeof path, "%s/listener", base), snprintf(gone, sizeof gone, "%s/gone", base);
+    snprintf(abstract, sizeof abstract, "@subject-%d", (int)getpid()), snprintf(mailbox, sizeof mailbox, "%s/mailbox", base);
+    snprintf(lonely, sizeof lonely, "@subject-%d-lonely", (int)getpid());
+    int listener = bound(SOCK_STREAM, path), relative = bound(SOCK_SEQPACKET, "relative"), hidden = bound(SOCK_STREAM, abstract);
+    int unlinked = bound(SOCK_STREAM, gone), temporary = bound(SOCK_STREAM, lonely);
+    must(chmod(path, 0640));
+    must(listen(listener, 5)), must(listen(relative, 7)), must(listen(hidden, 5)), must(listen(unlinked, 5)), must(listen(temporary, 5));
+    int to_child[2];
+    must(pipe(to_child));
+    pid_t child = must(fork());
+    if (child == 0) {
+        int client = must(socket(AF_UNIX, SOCK_STREAM, 0)), waiting = must(socket(AF_UNIX, SOCK_STREAM, 0));
+        must(connect_to(client, path));
+        must(write(client, "hello", 5));
+        mark("connected");
+        await_mark("accepted");
+        must(connect_to(waiting, path));
+        must(close(listener)), must(close(relative)), must(close(hidden)), must(close(unlinked)), must(close(temporary));
+        mark("child");
+        wait_go();
+        check(is_named(client, 1, path), "the peer of the client has another name");
+        check(is_named(client, 0, ""), "the client has a name");
+        struct ucred peer;
+        socklen_t length = sizeof peer;
+        must(getsockopt(client, SOL_SOCKET, SO_PEERCRED, &peer, &length));
+        check_equal(peer.pid, getppid());
+        char text[16] = "";
+        check(read(client, text, sizeof text) == 5 && strcmp(text, "reply") == 0, "the client got %s", text);
+        check(read(waiting, text, sizeof text) == 4, "the waiting one got nothing: %s", strerror(errno));
+        check_equal(write(waiting, "late", 4), 4);
+        finish_child();
+    }
+    await_mark("connected");
+    int server = must(accept(listener, NULL, NULL));
+    mark("accepted");
+    await_mark("child");
+    int here = must(socket(AF_UNIX, SOCK_STREAM, 0)), there, ours = must(socket(AF_UNIX, SOCK_SEQPACKET, 0));
+    int bound_client = bound(SOCK_STREAM, "client name");
+    must(connect_to(here, abstract)), there = must(accept(hidden, NULL, NULL));
+    must(write(here, "abstractly", 10));
+    must(connect_to(ours, "relative"));
+    int ours_server = must(accept(relative, NULL, NULL));
+    must(send(ours_server, "record", 6, 0));
+    must(connect_to(bound_client, lonely));
+    int lonely_server = must(accept(temporary, NULL, NULL));
+    must(close(temporary)); /* the connection outlives what it was accepted by */
+    must(write(lonely_server, "alone", 5));
+    must(unlink(gone));
+    int in = bound(SOCK_DGRAM, mailbox), out = bound(SOCK_DGRAM, "sender"), nobody = must(socket(AF_UNIX, SOCK_DGRAM, 0));
+    must(connect_to(out, mailbox));
+    must(send(out, "first", 5, 0));
+    must(connect_to(nobody, mailbox)), must(send(nobody, "second", 6, 0));
+    struct sockaddr_un address;
+    int dead = must(socket(AF_UNIX, SOCK_DGRAM, 0));
+    socklen_t length = unix_address(&address, mailbox);
+    must(sendto(dead, "third", 5, 0, (struct sockaddr *)&address, length)), must(close(dead));
+    ready();
+    wait_go();
+
+    if (sabotage()) must(unlink(path));
+    check(is_named(server, 0, path) && is_named(listener, 0, path), "the server has another name");
+    struct ucred peer;
+    length = sizeof peer;
+    must(getsockopt(server, SOL_SOCKET, SO_PEERCRED, &peer, &length));
+    check_equal(peer.pid, child);
+    check_receives(server, "hello");
+    check_equal(write(server, "reply", 5), 5);
+    int late = accept(listener, NULL, NULL);
+    check(late >= 0, "accept: %s", strerror(errno));
+    check_equal(write(late, "soon", 4), 4);
+    char text[16] = "";
+    check(read(late, text, sizeof text) == 4 && strcmp(text, "late") == 0, "the waiting one said %s", text);
+    check_equal(fcntl(listener, F_SETFL, O_NONBLOCK), 0);
+    check(accept(listener, NULL, NULL) == -1 && errno == EAGAIN, "there is one more connection");
+    int fresh = must(socket(AF_UNIX, SOCK_STREAM, 0));
+    check(connect_to(fresh, path) == 0, "connect: %s", strerror(errno));
+    struct stat stat;
+    check(lstat(path, &stat) == 0 && (stat.st_mode & 07777) == 0640, "the socket file has mode %o", stat.st_mode);
+    check_equal(option(listener, SOL_SOCKET, SO_ACCEPTCONN), 1);
+    check_receives(there, "abstractly");
+    check(is_named(there, 0, abstract) && is_named(here, 1, abstract), "the abstract name");
+    check_receives(ours, "record");
+    check(is_named(ours_server, 0, "relative") && is_named(ours, 1, "relative"), "the relative name");
+    check(is_named(bound_client, 0, "client name") && is_named(lonely_server, 1, "client name"), "the client's name");
+    check(is_named(lonely_server, 0, lonely) && is_named(bound_client, 1, lonely), "the name of one that is gone");
+    check_receives(bound_client, "alone");
+    check(is_named(unlinked, 0, gone) && !marked("gone"), "the unlinked one has a file");
+    check(connect_to(must(socket(AF_UNIX, SOCK_STREAM, 0)), lonely) == -1, "what was closed listens");
+
+    memset(&address, 0, sizeof address);
+    length = sizeof address;
+    check_equal(recvfrom(in, text, sizeof text, MSG_DONTWAIT, (struct sockaddr *)&address, &length), 5);
+    check(memcmp(text, "first", 5) == 0 && strcmp(address.sun_path, "sender") == 0, "the first came from %s", address.sun_path);
+    length = sizeof address;
+    check_equal(recvfrom(in, text, sizeof text, MSG_DONTWAIT, (struct sockaddr *)&address, &length), 6);
+    check_equal(length, 0);
+    check_receives(in, "third");
+    check_equal(send(out, "fourth", 6, 0), 6);
+    check_equal(send(nobody, "fifth", 5, 0), 5);
+    check_receives(in, "fourth");
+    check_receives(in, "fifth");
+    reap(child);
+    return finish();
+}

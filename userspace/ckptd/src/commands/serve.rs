@@ -1,0 +1,104 @@
+//! `ckptd serve`: the page server of a lazily restored job. `ckptd attach` is the same, for a job whose servers were killed.
+
+use crate::cli::{Attach, Serve};
+use crate::failure::Failure;
+use crate::lazy::{self, Progress, Record};
+use crate::output::{print, size};
+use crate::process::ProcessId;
+use crate::progress::Meter;
+use crate::registry::{self, Registry};
+use engine::Image;
+use images::{PAGE_SIZE, Store};
+use memory::serve::{PageSource, Server, Settings, Vault};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks at how far it is.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Started by the job's supervisor, which has left the vault as descriptors 3 and 4.
+pub(crate) fn execute(args: &Serve) -> Result<ExitCode, Failure> {
+    let vault = engine::find_vault(std::process::id(), 3)
+        .map_err(|error| Failure::because("`serve` is for ckptd itself", error))?;
+    for fd in [3, 4] {
+        let _ = nix::unistd::close(fd);
+    }
+    let record = Record::read(&args.entry).map_err(|error| {
+        Failure::because(format!("cannot read {}", args.entry.display()), error)
+    })?;
+    serve(&record, &args.entry, vault)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes the place of a server that is gone.
+pub(crate) fn attach(args: &Attach) -> Result<ExitCode, Failure> {
+    let registry = Registry::open()?;
+    let state = registry
+        .find(&args.job)?
+        .ok_or_else(|| registry::unknown(&registry, &args.job))?;
+    let Ok(record) = Record::read(&state.entry) else {
+        print(&format!("{}: all of its memory is in\n", args.job));
+        return Ok(ExitCode::SUCCESS);
+    };
+    let served = Progress::read(&state.entry).filter(|told| told.server.is_alive());
+    if let Some(told) = served {
+        let pid = told.server.pid;
+        return Err(Failure::new(format!(
+            "the memory of {:?} is served already, by process {pid}",
+            args.job
+        )));
+    }
+    let vault = record.find_vault().ok_or_else(|| {
+        Failure::new("none of the job's processes has kept what is needed to serve its memory")
+            .help("end the job and restore it again")
+    })?;
+    let pages = serve(&record, &state.entry, vault)?;
+    let size = size(pages * PAGE_SIZE as u64);
+    print(&format!("{}: all of its memory is in, {size}\n", args.job));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until every page is in; gives how many there are.
+fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
+    let checkpoint = Store::open(&record.dir)?
+        .job(&record.job)?
+        .checkpoint(Some(record.sequence))?;
+    let settings = Settings {
+        journals: lazy::folder(entry),
+        protect: record.protect,
+        cache: record.cache,
+        patience: Duration::from_secs(record.patience),
+    };
+    let held = record.find_vault();
+    let server = Server::start(Image::new(checkpoint), &record.memories(), vault, settings)
+        .map_err(|error| Failure::because("cannot serve the job's memory", error))?;
+    let meter = Meter::new();
+    meter.phase("memory");
+    while !server.wait(INTERVAL) {
+        say(&server, entry, &meter);
+    }
+    server.end();
+    let pages = server.progress().total;
+    if let Some(vault) = held {
+        engine::close_vault(&vault, record.descriptor);
+    }
+    drop(meter);
+    let _ = std::fs::remove_dir_all(lazy::folder(entry));
+    Ok(pages)
+}
+
+fn say<S: PageSource>(server: &Arc<Server<S>>, entry: &Path, meter: &Meter) {
+    let told = server.progress();
+    let bytes = |pages: u64| pages * PAGE_SIZE as u64;
+    meter.bytes(bytes(told.done), bytes(told.total));
+    let progress = Progress {
+        server: ProcessId::own(),
+        done: bytes(told.done),
+        total: bytes(told.total),
+        faults: told.faults,
+        median_us: told.median.as_micros() as u64,
+    };
+    progress.write(entry);
+}

@@ -1,0 +1,132 @@
+//! Socket options (socket(7)): those that are not as in a new socket.
+
+use std::os::fd::OwnedFd;
+
+use images::proto::SocketOption;
+use remote::sockets;
+
+use super::Shell;
+
+const SO_SNDBUFFORCE: u32 = 32;
+const SO_RCVBUFFORCE: u32 = 33;
+const SO_BUF_LOCK: i32 = 72;
+const SO_PASSPIDFD: i32 = 76;
+const SO_PASSRIGHTS: i32 = 83;
+const SOCKET: i32 = libc::SOL_SOCKET;
+
+/// Level and number of what any socket has.
+pub(crate) const ANY: &[(i32, i32)] = &[
+    (SOCKET, libc::SO_REUSEADDR),
+    (SOCKET, libc::SO_REUSEPORT),
+    (SOCKET, libc::SO_DONTROUTE),
+    (SOCKET, libc::SO_BROADCAST),
+    (SOCKET, libc::SO_SNDBUF),
+    (SOCKET, libc::SO_RCVBUF),
+    (SOCKET, libc::SO_KEEPALIVE),
+    (SOCKET, libc::SO_OOBINLINE),
+    (SOCKET, libc::SO_PRIORITY),
+    (SOCKET, libc::SO_LINGER),
+    (SOCKET, libc::SO_PASSCRED),
+    (SOCKET, libc::SO_RCVLOWAT),
+    (SOCKET, libc::SO_RCVTIMEO),
+    (SOCKET, libc::SO_SNDTIMEO),
+    (SOCKET, libc::SO_TIMESTAMP),
+    (SOCKET, libc::SO_TIMESTAMPNS),
+    (SOCKET, libc::SO_PASSSEC),
+    (SOCKET, libc::SO_MARK),
+    (SOCKET, libc::SO_PEEK_OFF),
+    (SOCKET, SO_PASSPIDFD),
+    (SOCKET, SO_PASSRIGHTS),
+];
+
+/// Those of `fd` that differ from a socket that has just been made.
+pub(crate) fn capture(
+    fd: &OwnedFd,
+    domain: i32,
+    kind: i32,
+    protocol: i32,
+    which: &[(i32, i32)],
+) -> std::io::Result<Vec<SocketOption>> {
+    let fresh = sockets::socket(domain, kind, protocol)?;
+    // What this kernel, or this kind of socket, does not have is the same in both.
+    let read = |fd: &OwnedFd, level, name| sockets::option(fd, level, name, 64).unwrap_or_default();
+    // Sizes that nobody has set are the kernel's to choose (Linux 5.15 tells).
+    let locked = read(fd, SOCKET, SO_BUF_LOCK).first().copied().unwrap_or(3);
+    let chosen = |name: i32| match name {
+        libc::SO_SNDBUF => locked & 1 == 0,
+        libc::SO_RCVBUF => locked & 2 == 0,
+        _ => false,
+    };
+    let which = which
+        .iter()
+        .filter(|&&(level, name)| level != SOCKET || !chosen(name));
+    let differing = which.filter_map(|&(level, name)| {
+        let value = read(fd, level, name);
+        (value != read(&fresh, level, name)).then_some(SocketOption {
+            level: level as u32,
+            name: name as u32,
+            value,
+        })
+    });
+    Ok(differing.collect())
+}
+
+pub(crate) fn set(shell: &mut Shell, fd: u32, options: &[SocketOption]) {
+    for option in options {
+        let (mut name, mut value) = (option.name, option.value.clone());
+        let is = |wanted: i32| option.level == SOCKET as u32 && option.name == wanted as u32;
+        if is(libc::SO_SNDBUF) || is(libc::SO_RCVBUF) {
+            // The kernel shows twice what was asked for (net/core/sock.c).
+            let bytes: [u8; 4] = value.as_slice().try_into().unwrap_or_default();
+            value = (i32::from_ne_bytes(bytes) / 2).to_ne_bytes().to_vec();
+            let sends = is(libc::SO_SNDBUF);
+            name = if sends {
+                SO_SNDBUFFORCE
+            } else {
+                SO_RCVBUFFORCE
+            };
+        }
+        set_one(shell, fd, option.level, name, &value);
+    }
+}
+
+pub(crate) fn set_one(shell: &mut Shell, fd: u32, level: u32, name: u32, value: &[u8]) {
+    let bytes = shell.program.bytes(value);
+    let args = [
+        fd.into(),
+        level.into(),
+        name.into(),
+        bytes.into(),
+        value.len().into(),
+    ];
+    let label = format!("set option {name} of level {level}");
+    shell.program.must(libc::SYS_setsockopt, &args, label);
+}
+
+/// Room for what is put in before the real size is set.
+pub(crate) fn make_room(shell: &mut Shell, fd: u32) {
+    let size = (64i32 << 20).to_ne_bytes();
+    set_one(shell, fd, SOCKET as u32, SO_SNDBUFFORCE, &size);
+}
+
+/// Gives the send buffer its usual size again, for the kernel to change, unless an option will set it.
+pub(crate) fn usual_room(shell: &mut Shell, fd: u32, options: &[SocketOption], usual: i32) {
+    let sized = |option: &SocketOption| {
+        option.level == SOCKET as u32 && option.name == libc::SO_SNDBUF as u32
+    };
+    if options.iter().any(sized) {
+        return;
+    }
+    let size = (usual / 2).to_ne_bytes();
+    set_one(shell, fd, SOCKET as u32, SO_SNDBUFFORCE, &size);
+    let unlocked = shell.program.bytes(0i32.to_ne_bytes());
+    let args = [
+        fd.into(),
+        SOCKET.into(),
+        SO_BUF_LOCK.into(),
+        unlocked.into(),
+        4.into(),
+    ];
+    let label = "let its size change";
+    shell.program.try_call(libc::SYS_setsockopt, &args, label);
+}

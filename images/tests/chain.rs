@@ -15,13 +15,15 @@ use proptest::prelude::*;
 /// Pages written, as kind and seed by number, in a space.
 type Written = BTreeMap<u64, (u8, u64)>;
 
+/// What is written and what is unmapped before a round, by space.
+type Round = (BTreeMap<u64, Written>, BTreeMap<u64, Vec<u64>>);
+
 /// What happens to a job between one checkpoint and the next, and while it is copied.
 #[derive(Debug, Clone)]
 struct Step {
     /// Of which earlier checkpoint it is: 0 none, else the so many latest.
     base: usize,
-    /// What is written before each round, and what is unmapped before it.
-    rounds: Vec<(BTreeMap<u64, Written>, BTreeMap<u64, Vec<u64>>)>,
+    rounds: Vec<Round>,
     /// Spaces that end.
     ended: Vec<u64>,
     /// Pages in a chunk.

@@ -157,6 +157,31 @@ fn checkpoints_are_written_while_segments_are() {
 }
 
 #[test]
+fn pages_that_nobody_needed_may_be_needed_again() {
+    let (_dir, job) = common::job();
+    let mut memory = Memory::new();
+    write(&job, &mut memory, 0..300, 0);
+    let (base, old) = (job.checkpoint(None).unwrap(), memory.clone());
+    write(&job, &mut memory, 0..200, 1);
+    job.prune(&Keep::last(1), false).unwrap();
+    // The base is gone, but its segment is not: what is taken now needs all of it.
+    let taken = Cell::new(false);
+    job.compact(&|| {
+        if !taken.replace(true) {
+            let writer = job.begin(Compression::Fast, Some(&base)).unwrap();
+            writer.keep(1, base.pages(1)).unwrap();
+            writer
+                .commit(common::snapshot(), proto::Statistics::default())
+                .unwrap();
+        }
+        true
+    })
+    .unwrap();
+    assert!(taken.get());
+    check(&job, &BTreeMap::from([(2, memory), (3, old)]));
+}
+
+#[test]
 fn damage_is_not_copied() {
     let (_dir, job) = common::job();
     chain(&job);

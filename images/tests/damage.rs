@@ -225,7 +225,7 @@ fn records_that_lead_elsewhere_are_refused() {
         ("space order", |manifest| manifest.spaces.swap(0, 1)),
         ("zero", |manifest| manifest.spaces[0].zero = vec![0xff; 40]),
         ("section", |manifest| {
-            manifest.spaces[0].layers[0].section = 7
+            manifest.spaces[0].layers[0].section = 7;
         }),
         ("section of another space", |manifest| {
             manifest.spaces[0].layers[0].section = manifest.spaces[1].layers[0].section;

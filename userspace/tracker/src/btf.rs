@@ -201,7 +201,7 @@ impl Kept<'_> {
         match t.kind() {
             kind::PTR => put(&mut bytes, 8, 0),
             kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
-                self.refer(&mut bytes, 8)
+                self.refer(&mut bytes, 8);
             }
             kind::ARRAY => {
                 self.refer(&mut bytes, TYPE);

@@ -397,7 +397,9 @@ fn one(
         let path = format!("/proc/{pid}/{name}");
         std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
     };
-    let told = match tracker {
+    // What a ckptd that was killed has left is cleared up by asking.
+    let calm = Room::find(pid as i32).is_ok_and(|room| room.is_none_or(|room| room.is_calm()));
+    let told = match tracker.filter(|_| calm) {
         Some(tracker) => told::in_bulk(process, status, tracker)?,
         None => None,
     };

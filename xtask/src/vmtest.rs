@@ -135,11 +135,11 @@ fn test_binary(which: &[&str]) -> Result<PathBuf> {
         bail!("the tests {which:?} do not compile");
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    let paths = messages.lines().filter_map(|line| {
+    let mut paths = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(PathBuf::from(message.get("executable")?.as_str()?))
     });
     paths
-        .last()
+        .next_back()
         .with_context(|| format!("cargo does not say where the tests {which:?} are"))
 }

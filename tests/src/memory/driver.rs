@@ -211,7 +211,7 @@ impl Driver {
     pub fn advance(&mut self, steps: usize) {
         let limit = (self.foremost() + steps).min(self.script.len());
         let answers = self.ask(limit, false);
-        self.settle(&answers, &vec![(limit, limit); PROCESSES]);
+        self.settle(&answers, &[(limit, limit); PROCESSES]);
     }
 
     fn foremost(&self) -> usize {
@@ -273,7 +273,7 @@ impl Driver {
             .expect("a sequence number");
         self.checkpoints.push(Taken { sequence, bounds });
         let answers = self.ask(self.limit, false);
-        self.settle(&answers, &vec![(self.limit, self.limit); PROCESSES]);
+        self.settle(&answers, &[(self.limit, self.limit); PROCESSES]);
     }
 
     /// Kills the program and restores checkpoint number `index` of the list. It stands still then.

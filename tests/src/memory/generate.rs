@@ -155,7 +155,7 @@ impl Actor<'_> {
             };
             match (last, runs.last_mut()) {
                 (Some(mapping), Some(run)) if !one_mapping || mapping == page.mapping => {
-                    run.count += 1
+                    run.count += 1;
                 }
                 _ => runs.push(Area {
                     zone,
@@ -401,6 +401,6 @@ impl Actor<'_> {
 
 /// hugetlbfs knows no smaller parts.
 fn whole_huge_pages(area: Area) -> Area {
-    debug_assert!(area.page % HUGE_PAGES == 0 && area.count % HUGE_PAGES == 0);
+    debug_assert!(area.page.is_multiple_of(HUGE_PAGES) && area.count.is_multiple_of(HUGE_PAGES));
     area
 }

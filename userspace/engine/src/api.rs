@@ -175,3 +175,11 @@ pub enum RestoreError {
         source: std::io::Error,
     },
 }
+
+impl RestoreError {
+    /// Whether another plan may succeed: somebody took a pid or a terminal's number after this one was made, which clone3 answers with
+    /// EEXIST and the comparison of the number with EAGAIN.
+    pub fn is_race(&self) -> bool {
+        matches!(self, Self::System { source, .. } if matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EEXIST)))
+    }
+}

@@ -24,7 +24,7 @@ impl Copy {
     pub(crate) fn of(frozen: &mut Frozen, parent: u32) -> Result<Self, CheckpointError> {
         borrow(frozen, parent)?;
         let lent = frozen.processes.get(&parent).and_then(|p| p.lent.as_ref());
-        let ours = lent.map_or(0..0, |lent| lent.range());
+        let ours = lent.map_or(0..0, remote::live::Lent::range);
         let mut program = Program::new();
         // Should we die before the child is in our hands, it finds no program to go on with, and dies of it.
         program.must(

@@ -91,7 +91,7 @@ fn one(
         inner: thread.inner_tid,
         name: thread.name,
         personality: u64::from(thread.personality),
-        altstack: (thread.altstack_size != 0).then(|| SigAltStack {
+        altstack: (thread.altstack_size != 0).then_some(SigAltStack {
             base: thread.altstack,
             size: thread.altstack_size,
             flags: thread.altstack_flags & signals::SS_AUTODISARM,

@@ -150,13 +150,8 @@ fn vdso_end(pid: i32, memory: &File) -> Option<u64> {
         return None;
     }
     let sections = u64::from(header[58]) * u64::from(header[60]);
-    Some(
-        base.checked_add(
-            word(&header, 40)
-                .checked_add(sections)?
-                .checked_next_multiple_of(PAGE as u64)?,
-        )?,
-    )
+    let length = word(&header, 40).checked_add(sections)?;
+    base.checked_add(length.checked_next_multiple_of(PAGE as u64)?)
 }
 
 /// Where our mapping goes if nothing is there: far from where the kernel would put it, in a hole the job may count on while a ckptd

@@ -270,8 +270,10 @@ fn put(bytes: &mut [u8], at: usize, number: u32) {
 mod tests {
     use super::*;
 
-    /// `struct { name, kind, members }`; types refer to each other by id.
-    fn describe(types: &[(&str, u32, u32, Vec<(&str, u32)>)]) -> Vec<u8> {
+    /// Name, kind, size, and members with the ids of their types.
+    type Type = (&'static str, u32, u32, Vec<(&'static str, u32)>);
+
+    fn describe(types: &[Type]) -> Vec<u8> {
         let (mut strings, mut body) = (vec![0], Vec::new());
         let mut name = |text: &str| {
             if text.is_empty() {

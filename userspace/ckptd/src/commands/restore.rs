@@ -21,6 +21,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// How often a restore is planned anew because somebody took a number the job needs.
+const MOST_RACES: usize = 3;
+
 /// What the process in the background tells the one that started it, and what that one prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Running {
@@ -102,7 +105,6 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         PathBuf::from("--status"),
         status,
     ];
-    let plan = engine::plan(&checkpoint, &options)?;
     let serving = RefCell::new(None);
     let source = Source {
         dir: dir.clone(),
@@ -135,7 +137,15 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         }
     }
     // Signals stay as they are until the job runs: Ctrl-C ends a restore that is under way.
-    let rebuilt = engine::rebuild(&checkpoint, &plan, &options)?;
+    let rebuild = || engine::rebuild(&checkpoint, &engine::plan(&checkpoint, &options)?, &options);
+    let mut rebuilt = rebuild();
+    for _ in 0..MOST_RACES {
+        if !matches!(&rebuilt, Err(error) if error.is_race()) {
+            break;
+        }
+        rebuilt = rebuild();
+    }
+    let rebuilt = rebuilt?;
     let signals = Signals::block()?;
     drop(meter);
 

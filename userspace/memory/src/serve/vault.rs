@@ -188,7 +188,7 @@ mod tests {
     use std::io::{Read, Write};
 
     fn label(number: u32) -> Label {
-        let parent = (number % 3 == 0).then_some((number / 2, 1 << 40 | 5));
+        let parent = (number.is_multiple_of(3)).then_some((number / 2, 1 << 40 | 5));
         Label { number, parent }
     }
 

@@ -144,7 +144,8 @@ impl Remainder {
         let remaining = tracking.remaining(snapshot, numbers, sources)?;
         let bytes: u64 = remaining.iter().map(Source::estimate).sum();
         let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
-        if bytes <= limit.min(MAX_HELD) {
+        // Who does not run on need not be copied, and is not let go before all is written.
+        if options.kill || bytes <= limit.min(MAX_HELD) {
             this.sources = remaining;
         } else {
             for source in remaining {

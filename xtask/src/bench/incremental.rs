@@ -112,7 +112,7 @@ fn measure(
     );
     job.ready()?;
     let take = |kill: bool| -> Result<(f64, Taken, f64)> {
-        let (since, before) = (now(), job.written());
+        let since = now();
         let mut command = command(&["checkpoint", "--incremental", "--json"]);
         let output = command
             .args(kill.then_some("--kill"))
@@ -123,7 +123,7 @@ fn measure(
         }
         let taken = serde_json::from_slice(&output.stdout)?;
         std::thread::sleep(Duration::from_millis(50));
-        Ok((job.longest_gap(since) * 1e3, taken, before))
+        Ok((job.longest_gap(since) * 1e3, taken, job.written()))
     };
     let (first, _, mut written) = take(false)?;
     let (mut stops, mut totals, mut shares) = (Vec::new(), Vec::new(), Vec::new());
@@ -132,7 +132,7 @@ fn measure(
         let (stop, taken, at) = take(false)?;
         stops.push(stop);
         totals.push(taken.total_seconds * 1e3);
-        // Pages written while it is taken count for this one or the next: over the rounds that evens out.
+        // It stood still just before the end: what was written since counts for the next one.
         shares.push((
             taken.bytes as f64,
             (at - written).min(mebibytes as f64 * 256.0) * 4096.0,

@@ -51,7 +51,7 @@ pub fn checkpoint(
             tracking.drop_replaced();
             tracking.numbers()
         });
-    let captured = capture(&mut frozen, options, numbers)?;
+    let mut captured = capture(&mut frozen, options, numbers)?;
     let processes = &captured.snapshot.processes;
     let threads = processes.iter().map(|process| process.threads.len()).sum();
     let processes = processes.len();
@@ -63,7 +63,7 @@ pub fn checkpoint(
     let remainder = Remainder::read(
         &writer,
         &mut frozen,
-        &captured,
+        &mut captured,
         tracking.as_deref_mut(),
         options,
     )?;
@@ -128,7 +128,7 @@ impl Remainder {
             snapshot,
             sources,
             numbers,
-        }: &Captured,
+        }: &mut Captured,
         tracking: Option<&mut Tracking>,
         options: &CheckpointOptions<'_>,
     ) -> Result<Self, CheckpointError> {

@@ -98,10 +98,10 @@ impl SpaceNumbers {
     }
 }
 
-/// So few pages are left to the freeze without another round: 1-2 ms of copying.
-const FEW_PAGES: u64 = 1024;
+/// So few pages are left to the freeze without another round: less than 1 ms of copying.
+const FEW_PAGES: u64 = 256;
 /// More rounds bring nothing that a short freeze does not.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 12;
 /// Checkpoints for which a space that was written faster than it was copied is copied late.
 const TRY_AGAIN: u32 = 5;
 

@@ -201,7 +201,26 @@ struct signal_struct {
 	struct cpu_itimer it[2];
 };
 
+/* What restart_syscall(2) goes on with. */
+struct restart_block {
+	void *fn;
+	union {
+		struct {
+			__u64 time;
+		} futex;
+		struct {
+			__u32 clockid;
+			__u64 expires;
+		} nanosleep;
+		struct {
+			unsigned long tv_sec;
+			unsigned long tv_nsec;
+		} poll;
+	};
+};
+
 struct task_struct {
+	struct restart_block restart_block;
 	__s32 pid;
 	__s32 tgid;
 	__u32 pdeath_signal;

@@ -69,6 +69,12 @@ struct thread {
 	__u64 clear_child_tid;
 	/* Nanoseconds. */
 	__u64 timer_slack;
+	/* How the kernel would continue a wait that was interrupted, if it was: by which function; until when (nanoseconds), were it futex(2),
+	 * nanosleep(2) by sleep_clock, or poll(2). */
+	__u64 restart;
+	__u64 futex_end;
+	__u64 sleep_end;
+	__u64 poll_end;
 	/* Inheritable, permitted, effective, bounding, ambient. */
 	__u64 capabilities[5];
 	/* Numbered as in the first pid namespace, and as in its own. */
@@ -89,7 +95,7 @@ struct thread {
 	char comm[16];
 	/* Whether a struct process follows, and behind it the actions. */
 	__u32 leads;
-	__u32 padding;
+	__u32 sleep_clock;
 };
 
 struct process {

@@ -79,6 +79,17 @@ static __always_inline __u64 mm_flags(struct mm_struct *mm)
 	return BPF_CORE_READ(mm, flags);
 }
 
+static __always_inline void wait(struct thread *record, struct task_struct *task)
+{
+	record->restart = (__u64)BPF_CORE_READ(task, restart_block.fn);
+	record->futex_end = BPF_CORE_READ(task, restart_block.futex.time);
+	record->sleep_end = BPF_CORE_READ(task, restart_block.nanosleep.expires);
+	record->sleep_clock = BPF_CORE_READ(task, restart_block.nanosleep.clockid);
+	if (bpf_core_field_exists(task->restart_block.poll.tv_sec))
+		record->poll_end = BPF_CORE_READ(task, restart_block.poll.tv_sec) * 1000000000 +
+				   BPF_CORE_READ(task, restart_block.poll.tv_nsec);
+}
+
 SEC("iter/task")
 int threads(struct bpf_iter__task *ctx)
 {
@@ -106,6 +117,7 @@ int threads(struct bpf_iter__task *ctx)
 	record.umask = BPF_CORE_READ(task, fs, umask);
 	bpf_probe_read_kernel(record.comm, sizeof(record.comm), task->comm);
 	who(&record, task->real_cred);
+	wait(&record, task);
 	record.leads = task->pid == task->tgid && task->mm && task->sighand;
 	bpf_seq_write(seq, &record, sizeof(record));
 

@@ -67,12 +67,6 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     if way == Way::ByPid && !crate::is_root() {
         return skip(subject.name, "only root may checkpoint any process");
     }
-    if way == Way::Chain && subject.name.ends_with("syscalls") {
-        return skip(
-            subject.name,
-            "waits that are interrupted again and again end early, or begin anew",
-        );
-    }
     if way == Way::Chain && subject.name == "itimers" {
         return skip(
             subject.name,

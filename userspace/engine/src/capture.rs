@@ -399,6 +399,7 @@ fn one(
     };
     // What a ckptd that was killed has left is cleared up by asking.
     let calm = Room::find(pid as i32).is_ok_and(|room| room.is_none_or(|room| room.is_calm()));
+    let waits = told::waits(pid, tracker);
     let told = match tracker.filter(|_| calm) {
         Some(tracker) => told::in_bulk(process, status, tracker)?,
         None => None,
@@ -429,7 +430,12 @@ fn one(
             tid: told.inner,
             name: told.name,
             registers: sys::registers_to_bytes(&state.registers),
-            remaining: waits::remaining(tid, &state, thread.asleep_since),
+            remaining: waits::remaining(
+                tid,
+                &state,
+                thread.asleep_since,
+                tracker.zip(waits.get(&tid)),
+            ),
             xstate: state.xstate,
             blocked: state.mask,
             pending: pending.iter().map(|info| info.to_vec()).collect(),

@@ -1,7 +1,9 @@
 //! What the threads of a process would say if they were asked: told by an eBPF iterator, so that no code runs in the process.
 
+use std::collections::HashMap;
+
 use images::proto::{Credentials, IntervalTimer, Place, PosixTimer, SigAltStack, SignalAction};
-use tracker::Tracker;
+use tracker::{Tracker, Wait};
 
 use crate::capture::place;
 use crate::freeze;
@@ -34,6 +36,13 @@ pub(crate) struct ToldOfProcess {
     pub(crate) child_subreaper: bool,
     pub(crate) dumpable: u32,
     pub(crate) thp_disabled: bool,
+}
+
+/// How the kernel would continue the waits of a stopped process's threads, by their ids.
+pub(crate) fn waits(pid: u32, tracker: Option<&Tracker>) -> HashMap<u32, Wait> {
+    let threads = tracker.and_then(|tracker| tracker.threads(pid).ok());
+    let threads = threads.unwrap_or_default().into_iter();
+    threads.map(|thread| (thread.tid, thread.wait)).collect()
 }
 
 /// All threads of a stopped process, by their ids. `None`: they have to be asked.

@@ -10,6 +10,7 @@ use images::proto::{Remaining, Thread};
 use remote::live::State;
 use remote::sys;
 use remote::task::Registers;
+use tracker::{Tracker, Wait};
 
 use crate::procfs::Stat;
 
@@ -74,13 +75,27 @@ fn measure(cpu: u32) -> Option<i64> {
     Some(now as i64 - own? as i64)
 }
 
-/// What is left of the wait that a stopped thread was caught in. `since`: when it fell asleep.
-pub(crate) fn remaining(tid: u32, state: &State, since: Option<u64>) -> Option<Remaining> {
+/// What is left of the wait that a stopped thread was caught in. `since`: when it fell asleep; `told`: what the kernel itself knows.
+pub(crate) fn remaining(
+    tid: u32,
+    state: &State,
+    since: Option<u64>,
+    told: Option<(&Tracker, &Wait)>,
+) -> Option<Remaining> {
     let r = &state.registers;
     if r.rax as i64 != ERESTART_RESTARTBLOCK || (r.orig_rax as i64) < 0 {
         return None;
     }
-    let nr = state.call? as i64;
+    let nr = state
+        .call
+        .or_else(|| told.and_then(|(tracker, wait)| continued(tracker, wait, r)))?
+        as i64;
+    if let Some(nanoseconds) = told.and_then(|(_, wait)| left(wait, nr, r)) {
+        return Some(Remaining {
+            nr: nr as u64,
+            nanoseconds,
+        });
+    }
     let time = |address: u64| {
         let mut time = [0u8; 16];
         (address != 0).then_some(())?;
@@ -107,6 +122,30 @@ pub(crate) fn remaining(tid: u32, state: &State, since: Option<u64>) -> Option<R
         nr: nr as u64,
         nanoseconds: left.unwrap_or(0),
     })
+}
+
+/// The call that the kernel would continue. Which sleep it is the first argument tells: clocks have small numbers.
+fn continued(tracker: &Tracker, wait: &Wait, r: &Registers) -> Option<u64> {
+    let nr = match tracker.restart_name(wait.function)? {
+        "futex_wait_restart" => libc::SYS_futex,
+        "do_restart_poll" => libc::SYS_poll,
+        _ if r.rdi < 16 => libc::SYS_clock_nanosleep,
+        _ => libc::SYS_nanosleep,
+    };
+    Some(nr as u64)
+}
+
+/// What is left until the end that the kernel has noted, 1 at least; `None` where there is none to the call, or it is no time from now.
+fn left(wait: &Wait, nr: i64, r: &Registers) -> Option<u64> {
+    let (end, clock) = match nr {
+        libc::SYS_nanosleep | libc::SYS_clock_nanosleep => {
+            (wait.sleep_end, wait.sleep_clock as libc::clockid_t)
+        }
+        libc::SYS_poll if (r.rdx as i32) >= 0 => (wait.poll_end, libc::CLOCK_MONOTONIC),
+        libc::SYS_futex if r.rsi & FUTEX_COMMAND == 0 => (wait.futex_end, libc::CLOCK_MONOTONIC),
+        _ => return None,
+    };
+    (end != 0).then(|| end.saturating_sub(sys::clock(clock)).max(1))
 }
 
 /// The system call that a stopped thread was caught in. The one that restart_syscall(2) stands for is the number that the code before the

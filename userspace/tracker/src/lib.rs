@@ -17,13 +17,13 @@ mod samples;
 mod sys;
 mod threads;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use descriptors::Descriptor;
 pub use error::Error;
 pub use identity::FileIdentity;
 pub use mappings::{Mapping, Place};
-pub use threads::{Action, Process, Thread};
+pub use threads::{Action, Process, Thread, Wait};
 
 use flags::Flags;
 use iterator::TaskIterator;
@@ -35,6 +35,8 @@ pub struct Tracker {
     mappings: TaskIterator,
     threads: TaskIterator,
     flags: Mutex<Flags>,
+    /// Functions of the kernel's.
+    restarts: OnceLock<Vec<(u64, &'static str)>>,
 }
 
 impl Tracker {
@@ -54,6 +56,7 @@ impl Tracker {
                 .iterator("mappings", "task_vma")?,
             threads: kernel.fit(object::THREADS)?.iterator("threads", "task")?,
             flags: Mutex::default(),
+            restarts: OnceLock::new(),
         };
         tracker.learn_from_ourselves()?;
         Ok(tracker)
@@ -81,6 +84,13 @@ impl Tracker {
     /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no threads.
     pub fn threads(&self, pid: u32) -> Result<Vec<Thread>, Error> {
         threads::parse(&self.threads.read(pid)?)
+    }
+
+    /// What the kernel calls a function of its own; of those that continue waits.
+    pub fn restart_name(&self, function: u64) -> Option<&'static str> {
+        let found = |(address, _): &&(u64, &str)| *address == function;
+        let all = self.restarts.get_or_init(restarts);
+        all.iter().find(found).map(|(_, name)| *name)
     }
 
     /// What smaps would show as the `VmFlags` of a mapping: two letters each, with spaces between. `None`: the kernel has
@@ -119,4 +129,22 @@ impl Tracker {
         );
         Ok(())
     }
+}
+
+/// Where in the kernel the functions are that continue waits; empty where addresses are hidden (kptr_restrict).
+fn restarts() -> Vec<(u64, &'static str)> {
+    const NAMES: [&str; 3] = [
+        "hrtimer_nanosleep_restart",
+        "futex_wait_restart",
+        "do_restart_poll",
+    ];
+    let text = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let symbol = |line: &str| {
+        let mut words = line.split(' ');
+        let address = u64::from_str_radix(words.next()?, 16).ok()?;
+        let name = words.nth(1)?;
+        let name = NAMES.into_iter().find(|known| *known == name)?;
+        (address != 0).then_some((address, name))
+    };
+    text.lines().filter_map(symbol).collect()
 }

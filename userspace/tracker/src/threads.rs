@@ -20,6 +20,8 @@ pub struct Thread {
     pub clear_child_tid: u64,
     /// Nanoseconds.
     pub timer_slack: u64,
+    /// How the kernel would continue a wait it was interrupted in. Says nothing of a thread that was not.
+    pub wait: Wait,
     /// personality(2)
     pub personality: u32,
     /// The signal it gets when its parent ends; 0 for none.
@@ -42,6 +44,21 @@ pub struct Thread {
     pub name: Vec<u8>,
     /// What its process has as a whole, of a leader that runs.
     pub process: Option<Process>,
+}
+
+/// A thread's `struct restart_block`, of which one of the ends is to the point. Times are in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// The kernel function that goes on.
+    pub function: u64,
+    /// Of futex(2), by CLOCK_MONOTONIC.
+    pub futex_end: u64,
+    /// Of nanosleep(2) and clock_nanosleep(2), by `sleep_clock`.
+    pub sleep_end: u64,
+    /// A clock that was asked for.
+    pub sleep_clock: u32,
+    /// Of poll(2), by CLOCK_MONOTONIC; 0: not to be had.
+    pub poll_end: u64,
 }
 
 /// What the threads of a process have in common.
@@ -93,6 +110,8 @@ pub(crate) fn parse(records: &[u8]) -> Result<Vec<Thread>, Error> {
 fn one(reader: &mut Reader<'_>) -> Option<Thread> {
     let (altstack, altstack_size) = (reader.u64()?, reader.u64()?);
     let (clear_child_tid, timer_slack) = (reader.u64()?, reader.u64()?);
+    let (function, futex_end) = (reader.u64()?, reader.u64()?);
+    let (sleep_end, poll_end) = (reader.u64()?, reader.u64()?);
     let mut capabilities = [0; 5];
     for set in &mut capabilities {
         *set = reader.u64()?;
@@ -107,7 +126,7 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
     let (no_new_privs, umask) = (reader.u32()? != 0, reader.u32()?);
     let (shares_fs, group_count) = (reader.u32()? != 0, reader.u32()?);
     let name = reader.bytes(NAME_SIZE)?;
-    let (leads, _padding) = (reader.u32()? != 0, reader.u32()?);
+    let (leads, sleep_clock) = (reader.u32()? != 0, reader.u32()?);
     let listed: Option<Vec<u32>> = (0..group_count.min(GROUPS_MAX))
         .map(|_| reader.u32())
         .collect();
@@ -120,6 +139,13 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
         altstack_flags,
         clear_child_tid,
         timer_slack,
+        wait: Wait {
+            function,
+            futex_end,
+            sleep_end,
+            sleep_clock,
+            poll_end,
+        },
         personality,
         death_signal,
         capabilities,

@@ -30,6 +30,7 @@ mod space;
 mod store;
 mod survey;
 mod verify;
+mod working_set;
 mod writer;
 
 /// The records of the format, generated from `proto/*.proto`.

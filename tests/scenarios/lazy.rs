@@ -96,6 +96,23 @@ fn a_checkpoint_has_all_of_the_memory() {
 }
 
 #[test]
+fn what_was_touched_first_is_known_the_next_time() {
+    let Some(mut job) = saved("200") else { return };
+    let learned = job.store.join(&job.name).join("working-set");
+    for _ in 0..2 {
+        job.restore(&["--lazy"]);
+        wait_for("what was touched", || {
+            fs::metadata(&learned).ok().filter(|file| file.len() > 0)
+        });
+        job.kill_all();
+    }
+    // Nobody believes it.
+    fs::write(&learned, [0x0a, 4, 1, 2, 3, 4, 0x12, 4, 1, 2, 3, 4]).unwrap();
+    job.restore(&["--lazy"]);
+    job.finish();
+}
+
+#[test]
 fn what_is_damaged_is_never_read() {
     let Some(mut job) = saved("24") else { return };
     let mut segments = job.stored();

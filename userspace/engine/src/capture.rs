@@ -483,6 +483,9 @@ fn one(
             let space = table.spaces.of(pid);
             let watched = table.spaces.is_watched(pid);
             let mut memory = maps::capture(pid, tracker, (space, watched), &ours, table, refusals)?;
+            if !watched {
+                maps::guards(pid, &mut memory.space.mappings, maps::EVERYWHERE)?;
+            }
             memory.space.layout = Some(maps::layout(pid, stat, told.brk, exe)?);
             sources.push(Source::Process {
                 space,

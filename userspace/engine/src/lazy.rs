@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use images::proto::mapping::Kind;
 use images::proto::{Mapping, Process};
-use images::{Checkpoint, Frame, Where};
+use images::{Checkpoint, Frame, PAGE_SIZE, Where};
 use memory::serve::{Memory, PageSource, Unreadable, Vault};
 use memory::uffd::{self, feature, mode};
 use remote::{Blob, Program, live, sys};
@@ -179,32 +179,65 @@ pub(crate) fn waiting(plan: &Plan, number: u32, process: &Process) -> Option<Mem
 
 /// A checkpoint as the page server sees it.
 #[derive(Debug)]
-pub struct Image(Checkpoint);
+pub struct Image {
+    checkpoint: Checkpoint,
+    first: Vec<(u64, u64)>,
+}
 
 impl Image {
-    /// Serves from this checkpoint.
+    /// Serves from this checkpoint: what threads need to go on at all, then what is `known` to be needed soon (spaces and pages), then
+    /// what was written last, then the rest.
     #[must_use]
-    pub fn new(checkpoint: Checkpoint) -> Self {
-        Self(checkpoint)
+    pub fn new(checkpoint: Checkpoint, known: &[(u64, u64)]) -> Self {
+        let mut first = pointed_to(&checkpoint.snapshot().processes);
+        first.extend(known);
+        Self { checkpoint, first }
     }
+}
+
+/// What the registers of threads lead to: their stacks before anything else.
+fn pointed_to(processes: &[Process]) -> Vec<(u64, u64)> {
+    let (mut stacks, mut others) = (Vec::new(), Vec::new());
+    for process in processes {
+        let Some(space) = process.memory.as_ref().map(|memory| memory.space) else {
+            continue;
+        };
+        let page = |address: u64| (space, address / PAGE_SIZE as u64);
+        let registers = process.threads.iter().map(|thread| &thread.registers);
+        for registers in registers.filter_map(|bytes| sys::registers_from_bytes(bytes)) {
+            stacks.push(page(registers.rsp));
+            let r = registers;
+            let pointers = [
+                r.fs_base, r.rip, r.rbp, r.rdi, r.rsi, r.rax, r.rbx, r.rcx, r.rdx, r.r8, r.r9,
+                r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
+            ];
+            others.extend(pointers.map(page));
+        }
+    }
+    stacks.extend(others);
+    stacks
 }
 
 impl PageSource for Image {
     type Block = Frame;
 
     fn locate(&self, space: u64, page: u64) -> Option<Frame> {
-        match self.0.locate(space, page)? {
+        match self.checkpoint.locate(space, page)? {
             Where::Frame(frame) => Some(frame),
             Where::Zero => None,
         }
     }
 
+    fn first(&self) -> Vec<(u64, u64)> {
+        self.first.clone()
+    }
+
     fn blocks(&self, space: u64) -> Box<dyn Iterator<Item = Frame> + Send + '_> {
-        Box::new(self.0.iter(space))
+        Box::new(self.checkpoint.iter(space))
     }
 
     fn pages(&self, space: u64) -> u64 {
-        (self.0.pages(space) - self.0.zero_pages(space)).len()
+        (self.checkpoint.pages(space) - self.checkpoint.zero_pages(space)).len()
     }
 
     fn key(frame: &Frame) -> u64 {
@@ -216,7 +249,7 @@ impl PageSource for Image {
     }
 
     fn read(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Unreadable> {
-        let read = self.0.read(frame, out);
+        let read = self.checkpoint.read(frame, out);
         read.map_err(|error| Unreadable {
             what: error.to_string(),
             damaged: error.is_damage(),
@@ -306,4 +339,34 @@ pub(crate) fn register(
         uffd.register(&range, setup.mode(protect))?;
     }
     Ok(uffd.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use images::proto::{AddressSpace, Thread};
+
+    #[test]
+    fn stacks_come_before_what_registers_point_to() {
+        let thread = |rsp: u64, rdi: u64| {
+            let mut words = [0u64; 27];
+            (words[19], words[14]) = (rsp, rdi);
+            let registers = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            Thread {
+                registers,
+                ..Thread::default()
+            }
+        };
+        let process = Process {
+            memory: Some(AddressSpace {
+                space: 3,
+                ..AddressSpace::default()
+            }),
+            threads: vec![thread(0x7123, 0x9000), thread(0x5fff, 0), Thread::default()],
+            ..Process::default()
+        };
+        let found = pointed_to(&[process, Process::default()]);
+        assert_eq!(found[..2], [(3, 7), (3, 5)]);
+        assert!(found[2..].contains(&(3, 9)));
+    }
 }

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Between two looks at how far it is.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// After so many looks, what the job needs first is noted even if most of its memory is still to come: it may end before.
+const LEARNED: u32 = 50;
 
 /// Started by the job's supervisor, which has left the vault as descriptors 3 and 4.
 pub(crate) fn execute(args: &Serve) -> Result<ExitCode, Failure> {
@@ -62,9 +64,9 @@ pub(crate) fn attach(args: &Attach) -> Result<ExitCode, Failure> {
 
 /// Serves until every page is in; gives how many there are.
 fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
-    let checkpoint = Store::open(&record.dir)?
-        .job(&record.job)?
-        .checkpoint(Some(record.sequence))?;
+    let job = Store::open(&record.dir)?.job(&record.job)?;
+    let checkpoint = job.checkpoint(Some(record.sequence))?;
+    let known = job.working_set();
     let settings = Settings {
         journals: lazy::folder(entry),
         protect: record.protect,
@@ -72,12 +74,24 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
         patience: Duration::from_secs(record.patience),
     };
     let held = record.find_vault();
-    let server = Server::start(Image::new(checkpoint), &record.memories(), vault, settings)
+    let image = Image::new(checkpoint, &known);
+    let server = Server::start(image, &record.memories(), vault, settings)
         .map_err(|error| Failure::because("cannot serve the job's memory", error))?;
+    let learn = || {
+        // Who may read a store may not always write to it; then nothing is learned.
+        if let Err(error) = job.learn(&known, &server.touched()) {
+            tracing::debug!("{error}");
+        }
+    };
+    let mut looks = 0;
     let meter = Meter::new();
     meter.phase("memory");
     while !server.wait(INTERVAL) {
         say(&server, entry, &meter);
+        looks += 1;
+        if looks == LEARNED {
+            learn();
+        }
     }
     server.end();
     let pages = server.progress().total;
@@ -86,6 +100,7 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
     }
     drop(meter);
     let _ = std::fs::remove_dir_all(lazy::folder(entry));
+    learn();
     Ok(pages)
 }
 

@@ -13,6 +13,18 @@ use super::{PageSource, Server, lock};
 /// Blocks that are read at the same time.
 const READERS: usize = 2;
 
+/// All blocks of some spaces, those that will be wanted first before the others; they come twice.
+fn in_order<'a, S: PageSource>(
+    source: &'a S,
+    spaces: &'a BTreeSet<u64>,
+) -> impl Iterator<Item = (u64, S::Block)> + Send + 'a {
+    let first = source.first().into_iter();
+    let first = first.filter(|(space, _)| spaces.contains(space));
+    let first = first.filter_map(|(space, page)| Some((space, source.locate(space, page)?)));
+    let all = |space: &'a u64| source.blocks(*space).map(|block| (*space, block));
+    first.chain(spaces.iter().flat_map(all))
+}
+
 impl<S: PageSource> Server<S> {
     pub(super) fn start_background(self: &Arc<Self>) -> io::Result<()> {
         let server = Arc::clone(self);
@@ -32,26 +44,30 @@ impl<S: PageSource> Server<S> {
     /// Goes through all blocks once; false when all were in already.
     fn pass(self: &Arc<Self>) -> bool {
         let images: BTreeSet<u64> = self.alive().iter().map(|space| space.image).collect();
-        let mut any = false;
-        for image in images {
-            let blocks = Mutex::new(self.source.blocks(image));
-            let work = || {
-                let mut any = false;
-                loop {
-                    let next = lock(&blocks).next();
-                    let Some(block) = next else { return any };
-                    any |= self.bring(image, &block);
-                }
-            };
-            any |= std::thread::scope(|scope| {
-                let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(work)).collect();
-                let ended = readers
-                    .into_iter()
-                    .map(|reader| reader.join().unwrap_or(false));
-                ended.fold(false, |any, more| any | more)
-            });
-        }
-        any
+        let rest = Mutex::new(in_order(&self.source, &images));
+        let next = || {
+            let asked = lock(&self.ahead).next();
+            match asked {
+                Some((image, page)) => Some((image, self.source.locate(image, page))),
+                None => lock(&rest)
+                    .next()
+                    .map(|(image, block)| (image, Some(block))),
+            }
+        };
+        let work = || {
+            let mut any = false;
+            while let Some((image, block)) = next() {
+                any |= block.is_some_and(|block| self.bring(image, &block));
+            }
+            any
+        };
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(work)).collect();
+            let ended = readers
+                .into_iter()
+                .map(|reader| reader.join().unwrap_or(false));
+            ended.fold(false, |any, more| any | more)
+        })
     }
 
     fn alive(&self) -> Vec<Arc<Space>> {
@@ -102,5 +118,61 @@ impl<S: PageSource> Server<S> {
             }
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::Unreadable;
+
+    /// Space `n` has `10 * n` pages, in blocks of ten.
+    struct Source;
+
+    impl PageSource for Source {
+        type Block = Vec<u64>;
+
+        fn locate(&self, space: u64, page: u64) -> Option<Vec<u64>> {
+            let first = page / 10 * 10;
+            (page < 10 * space).then(|| (first..first + 10).collect())
+        }
+
+        fn first(&self) -> Vec<(u64, u64)> {
+            vec![(2, 15), (7, 1), (2, 99), (1, 3)]
+        }
+
+        fn blocks(&self, space: u64) -> Box<dyn Iterator<Item = Vec<u64>> + Send + '_> {
+            Box::new((0..space).filter_map(move |nth| self.locate(space, 10 * nth)))
+        }
+
+        fn pages(&self, space: u64) -> u64 {
+            10 * space
+        }
+
+        fn key(block: &Vec<u64>) -> u64 {
+            block[0]
+        }
+
+        fn numbers(block: &Vec<u64>) -> &[u64] {
+            block
+        }
+
+        fn read(&self, _: &Vec<u64>, _: &mut Vec<u8>) -> Result<(), Unreadable> {
+            Ok(())
+        }
+
+        fn complain(&self, what: &str) {
+            panic!("{what}");
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_first_comes_first() {
+        let spaces = BTreeSet::from([1, 2, 3]);
+        let order = in_order(&Source, &spaces).map(|(space, block)| (space, block[0]));
+        let order: Vec<_> = order.collect();
+        let all = [(1, 0), (2, 0), (2, 10), (3, 0), (3, 10), (3, 20)];
+        assert_eq!(order[..2], [(2, 10), (1, 0)]);
+        assert_eq!(order[2..], all);
     }
 }

@@ -8,6 +8,7 @@
 //! What a server knows can be found again by another when it is killed: the userfaultfds lie in a [`Vault`], what was heard from each in
 //! a [journal](journal), and pages that are in are not put in twice.
 
+mod ahead;
 mod background;
 mod frames;
 mod journal;
@@ -32,6 +33,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::PAGE_SIZE;
 use crate::uffd::{Message, Userfault};
+use ahead::Ahead;
 use frames::{Asked, Data, Frames};
 use journal::Journal;
 use layout::Layout;
@@ -55,6 +57,8 @@ pub trait PageSource: Send + Sync + 'static {
 
     /// The block that has a page of a space; `None`: the page is zero.
     fn locate(&self, space: u64, page: u64) -> Option<Self::Block>;
+    /// Pages that will be wanted first, as far as can be guessed: spaces and pages, in that order.
+    fn first(&self) -> Vec<(u64, u64)>;
     /// All blocks of a space, in the order in which they are best read.
     fn blocks(&self, space: u64) -> Box<dyn Iterator<Item = Self::Block> + Send + '_>;
     /// How many pages these have.
@@ -123,6 +127,7 @@ pub struct Server<S: PageSource> {
     frames: Frames<Waiter>,
     epoll: Epoll,
     end: EventFd,
+    ahead: Mutex<Ahead>,
     /// Faults that were heard of by somebody who had something else to do.
     deferred: Mutex<VecDeque<(Waiter, bool)>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -156,6 +161,7 @@ impl<S: PageSource> Server<S> {
             spaces: Mutex::default(),
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             end: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            ahead: Mutex::default(),
             deferred: Mutex::default(),
             workers: Mutex::default(),
             idle: AtomicUsize::new(0),
@@ -347,8 +353,9 @@ impl<S: PageSource> Server<S> {
         loop {
             let address = waiter.address;
             let origin = space.read().layout.origin(address);
-            let block = origin.and_then(|at| self.source.locate(space.image, at / PAGE_SIZE));
-            let Some(block) = block else {
+            let page = origin.map(|at| at / PAGE_SIZE);
+            let block = page.and_then(|page| self.source.locate(space.image, page));
+            let (Some(page), Some(block)) = (page, block) else {
                 match space.put_zero(address, write, |layout| layout.origin(address) == origin) {
                     Ok(true) => return self.statistics.served(waiter.since),
                     Ok(false) => continue,
@@ -360,6 +367,11 @@ impl<S: PageSource> Server<S> {
                     }
                 }
             };
+            if let (Some(first), Some(last)) =
+                (S::numbers(&block).first(), S::numbers(&block).last())
+            {
+                lock(&self.ahead).fault(space.image, page, &(*first..last + 1));
+            }
             let mut waiter = Some(waiter);
             match self.frames.ask(S::key(&block), || waiter.take()) {
                 Asked::Joined => {}
@@ -489,6 +501,12 @@ impl<S: PageSource> Server<S> {
         let over = lock(&self.over.0);
         let waited = self.over.1.wait_timeout_while(over, at_most, |over| !*over);
         *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// What was waited for so far: space and first page of each block, in that order.
+    #[must_use]
+    pub fn touched(&self) -> Vec<(u64, u64)> {
+        lock(&self.ahead).touched().to_vec()
     }
 
     /// How far it has come.

@@ -51,11 +51,10 @@ pub fn checkpoint(
             tracking.drop_replaced();
             tracking.numbers()
         });
-    let captured = capture(&mut frozen, options, numbers)?;
+    let mut captured = capture(&mut frozen, options, numbers)?;
     let processes = &captured.snapshot.processes;
     let threads = processes.iter().map(|process| process.threads.len()).sum();
     let processes = processes.len();
-    clock.phase("pages");
     let mut writer = match live {
         Some(writer) => writer,
         None => options.job.begin(options.compression, None)?,
@@ -63,9 +62,10 @@ pub fn checkpoint(
     let remainder = Remainder::read(
         &writer,
         &mut frozen,
-        &captured,
+        &mut captured,
         tracking.as_deref_mut(),
         options,
+        &mut clock,
     )?;
     let mut stopped = frozen.since.elapsed();
     if !options.kill {
@@ -128,12 +128,14 @@ impl Remainder {
             snapshot,
             sources,
             numbers,
-        }: &Captured,
+        }: &mut Captured,
         tracking: Option<&mut Tracking>,
         options: &CheckpointOptions<'_>,
+        clock: &mut Clock<'_>,
     ) -> Result<Self, CheckpointError> {
         let threads = pages::threads();
         let Some(tracking) = tracking else {
+            clock.phase("pages");
             pages::dump(writer, sources, threads, options.progress)?;
             return Ok(Self::default());
         };
@@ -141,6 +143,7 @@ impl Remainder {
             lost: tracking.lost(),
             ..Self::default()
         };
+        clock.phase("look");
         let remaining = tracking.remaining(snapshot, numbers, sources)?;
         let bytes: u64 = remaining.iter().map(Source::estimate).sum();
         let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
@@ -154,9 +157,11 @@ impl Remainder {
         }
         let (whole, known): (Vec<_>, Vec<_>) =
             sources.iter().partition(|source| !tracking.tracks(source));
+        clock.phase("settle");
         for source in known {
             this.settled.push(tracking.settle(source)?);
         }
+        clock.phase("pages");
         let copied = if this.sources.iter().map(Source::estimate).sum::<u64>() <= MAX_HELD {
             let (copied, held) = pages::hold(&this.sources, threads)?;
             this.held = held;

@@ -10,6 +10,7 @@ use tracker::Tracker;
 use crate::areas::{self, Area, has};
 use crate::files::Table;
 use crate::freeze::failed;
+use crate::ipc::segments;
 use crate::procfs::{self, Stat};
 use crate::{CheckpointError, Refusal};
 
@@ -29,7 +30,6 @@ pub(crate) fn capture(
     table: &mut Table,
     refusals: &mut Vec<Refusal>,
 ) -> Result<Captured, CheckpointError> {
-    let pagemap = memory::Pagemap::open(pid)?;
     let mut captured = Captured {
         space: AddressSpace {
             space,
@@ -62,18 +62,6 @@ pub(crate) fn capture(
             Kind::FilePrivate => Some(memory::Kind::PrivateFile),
             _ => None,
         };
-        let mut mapping = mapping;
-        if area.has("gu") || kind == Some(memory::Kind::Anonymous) {
-            let mut guards = Vec::new();
-            pagemap.guards(range.clone(), &mut guards)?;
-            mapping.guards = guards
-                .into_iter()
-                .map(|g| PageRun {
-                    start: g.start,
-                    end: g.end,
-                })
-                .collect();
-        }
         if let Some(kind) = kind {
             captured.areas.push((range, kind));
         }
@@ -81,6 +69,39 @@ pub(crate) fn capture(
     }
     Ok(captured)
 }
+
+/// Finds the guard pages of a stopped process in its captured mappings. They are only `among` these ranges (by address, without overlap).
+pub(crate) fn guards(
+    pid: u32,
+    mappings: &mut [Mapping],
+    among: &[Range<u64>],
+) -> Result<(), CheckpointError> {
+    let pagemap = memory::Pagemap::open(pid)?;
+    for mapping in mappings {
+        let anonymous = mapping.kind() == Kind::Anonymous && mapping.huge_page_size == 0;
+        if !anonymous && !has(&mapping.vm_flags, "gu") {
+            continue;
+        }
+        let first = among.partition_point(|range| range.end <= mapping.start);
+        let mut guards = Vec::new();
+        for range in among[first..]
+            .iter()
+            .take_while(|range| range.start < mapping.end)
+        {
+            let inside = range.start.max(mapping.start)..range.end.min(mapping.end);
+            pagemap.guards(inside, &mut guards)?;
+        }
+        let run = |run: Range<u64>| PageRun {
+            start: run.start,
+            end: run.end,
+        };
+        mapping.guards = guards.into_iter().map(run).collect();
+    }
+    Ok(())
+}
+
+/// Everywhere, for [`guards`].
+pub(crate) const EVERYWHERE: &[Range<u64>] = &[0..u64::MAX / memory::PAGE_SIZE * memory::PAGE_SIZE];
 
 /// The kernel may have merged our mapping with its neighbours: what is left of an area without it.
 fn without(area: Area, ours: &Range<u64>) -> Vec<Area> {
@@ -150,6 +171,7 @@ fn classify(
     } else if path == "/dev/zero (deleted)"
         || path == "/anon_hugepage (deleted)"
         || path.starts_with("[anon_shmem:")
+        || segments::is(area)
     {
         mapping.set_kind(Kind::AnonymousShared);
         mapping.file = table.shared_memory(pid, area)?;

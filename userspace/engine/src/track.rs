@@ -15,7 +15,7 @@ use crate::capture::lend;
 use crate::freeze::{self, Frozen, failed};
 use crate::pages::{self, Copied, Source};
 use crate::procfs::{self, Stat, Status};
-use crate::{CheckpointError, Progress, RestoreError, Scope, areas};
+use crate::{CheckpointError, Progress, RestoreError, Scope, areas, maps};
 
 mod shared;
 
@@ -98,10 +98,10 @@ impl SpaceNumbers {
     }
 }
 
-/// So few pages are left to the freeze without another round: 1-2 ms of copying.
-const FEW_PAGES: u64 = 1024;
+/// So few pages are left to the freeze without another round: less than 1 ms of copying.
+const FEW_PAGES: u64 = 256;
 /// More rounds bring nothing that a short freeze does not.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 12;
 /// Checkpoints for which a space that was written faster than it was copied is copied late.
 const TRY_AGAIN: u32 = 5;
 
@@ -350,7 +350,7 @@ impl Tracking {
     /// In a frozen job: of `sources`, what has to be read now.
     pub(crate) fn remaining(
         &mut self,
-        snapshot: &Snapshot,
+        snapshot: &mut Snapshot,
         numbers: &SpaceNumbers,
         sources: &[Source],
     ) -> Result<Vec<Source>, CheckpointError> {
@@ -368,10 +368,20 @@ impl Tracking {
         }
         for source in sources {
             match source {
-                Source::Process { pid, areas, .. } => {
-                    if let Some(space) = self.space_mut(source) {
-                        space.look_at(areas)?;
-                        remaining.push(space.source(*pid, areas, false));
+                Source::Process {
+                    pid, areas, space, ..
+                } => {
+                    let Some(watched) = self.space_mut(source) else {
+                        continue;
+                    };
+                    let guarded = watched.look_at(areas)?;
+                    remaining.push(watched.source(*pid, areas, false));
+                    let memories = snapshot
+                        .processes
+                        .iter_mut()
+                        .filter_map(|p| p.memory.as_mut());
+                    for memory in memories.filter(|memory| memory.space == *space) {
+                        maps::guards(*pid, &mut memory.mappings, &guarded)?;
                     }
                 }
                 Source::Object { space, file, areas } => {
@@ -514,12 +524,15 @@ impl Space {
         areas.retain(|(_, kind)| self.tracker.covers(*kind));
         let done = self.collect(&areas);
         self.areas = areas;
-        done
+        done.map(drop)
     }
 
-    /// The same once it is stopped, with mappings that are known exactly.
-    fn look_at(&mut self, areas: &[Area]) -> Result<(), CheckpointError> {
-        self.collect(areas)?;
+    /// The same once it is stopped, with mappings that are known exactly. Gives where guard pages may be.
+    fn look_at(&mut self, areas: &[Area]) -> Result<Vec<Range<u64>>, CheckpointError> {
+        let mut guarded = self.collect(areas)?;
+        let uncovered = areas.iter().filter(|(_, kind)| !self.tracker.covers(*kind));
+        guarded.extend(uncovered.map(|(range, _)| range.clone()));
+        guarded.sort_unstable_by_key(|range| range.start);
         // What is not watched, and what was taken for something else while it ran.
         let unseen = |(range, kind): &Area| match (self.tracker.covers(*kind), self.late) {
             (true, true) => Vec::new(),
@@ -532,17 +545,19 @@ impl Space {
         };
         self.written.add(&mistaken);
         self.todo.add(&mistaken);
-        Ok(())
+        Ok(guarded)
     }
 
-    fn collect(&mut self, areas: &[Area]) -> Result<(), CheckpointError> {
+    /// Looks what was written in those of `areas` that are watched. Gives where guard pages may be.
+    fn collect(&mut self, areas: &[Area]) -> Result<Vec<Range<u64>>, CheckpointError> {
         let covered = areas.iter().filter(|(_, kind)| self.tracker.covers(*kind));
         let ranges: Vec<_> = covered.map(|(range, _)| range.clone()).collect();
         let mut news = Written::default();
         let result = self.tracker.collect(&ranges, false, &mut news);
         self.written.add(&news);
         self.todo.add(&news);
-        Ok(result?)
+        result?;
+        Ok(self.tracker.guarded(&ranges, &news))
     }
 
     /// About how many pages are to be copied.

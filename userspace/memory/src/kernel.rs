@@ -91,8 +91,8 @@ pub(crate) enum Look {
     Fast,
     /// Pages that are there, protected in the same step.
     Protect {
-        /// Pages of files and shared memory too.
-        shared: bool,
+        /// Categories that a page must not be.
+        not: u64,
     },
 }
 
@@ -113,10 +113,10 @@ pub(crate) fn written(
         return_mask: is::WRITTEN,
         ..PmScanArg::default()
     };
-    if let Look::Protect { shared } = look {
+    if let Look::Protect { not } = look {
         arg.flags |= PROTECT;
         arg.category_anyof_mask = is::PRESENT | is::SWAPPED;
-        arg.category_inverted = if shared { 0 } else { is::FILE };
+        arg.category_inverted = not;
         arg.category_mask |= arg.category_inverted;
     }
     scan(pagemap, arg, regions)

@@ -63,8 +63,7 @@ impl Pagemap {
     /// # Errors
     /// The process has ended, or may not be looked at (ptrace access to it is needed).
     pub fn open(pid: u32) -> Result<Self, Error> {
-        static METHOD: OnceLock<Method> = OnceLock::new();
-        Self::with_method(pid, *METHOD.get_or_init(Method::probe))
+        Self::with_method(pid, Method::of_kernel())
     }
 
     pub(crate) fn with_method(pid: u32, method: Method) -> Result<Self, Error> {

@@ -31,6 +31,12 @@ pub(crate) enum Method {
 }
 
 impl Method {
+    /// That of this kernel, found out once.
+    pub(crate) fn of_kernel() -> Self {
+        static METHOD: OnceLock<Method> = OnceLock::new();
+        *METHOD.get_or_init(Self::probe)
+    }
+
     pub(crate) fn probe() -> Self {
         let Some(sample) = Sample::new() else {
             return Self::Entries { zero: 0 };
@@ -194,8 +200,7 @@ pub fn soft_dirty_works() -> Result<(), String> {
     sample.try_out(&mut SoftDirty::new(std::process::id()))
 }
 
-/// Whether write protection tells by itself of a block of 2 MiB that was given back; some kernels pass over page tables that
-/// are gone. `None` without write protection. Tracking does not depend on it.
+/// Whether write protection tells by itself where a page table is gone, or never was. `None` without write protection.
 #[must_use]
 pub fn reports_holes() -> Option<bool> {
     const BLOCK: usize = 2 << 20;
@@ -206,22 +211,16 @@ pub fn reports_holes() -> Option<bool> {
     let start = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }.ok()?;
     let block = (start.as_ptr() as usize).next_multiple_of(BLOCK) as u64;
     let area = block..block + BLOCK as u64;
-    let reported = (|| {
-        let at = NonNull::new(block as *mut libc::c_void)?;
-        // SAFETY: a block of that size and alignment lies in a mapping of twice the size.
-        unsafe { at.cast::<u8>().write_bytes(1, BLOCK) };
+    let areas = std::slice::from_ref(&area);
+    // The first time it is new.
+    let reported = [(); 2].map(|()| {
         let mut written = Written::default();
-        let areas = std::slice::from_ref(&area);
-        tracker.collect(areas, false, &mut written).ok()?;
-        // SAFETY: what is in the block is not needed any more.
-        unsafe { madvise(at, BLOCK, MmapAdvise::MADV_DONTNEED) }.ok()?;
-        written = Written::default();
         tracker.collect(areas, false, &mut written).ok()?;
         Some(told(&written, area.start / PAGE_SIZE..area.end / PAGE_SIZE))
-    })();
+    });
     // SAFETY: the mapping is ours, and nobody holds a reference into it.
     let _ = unsafe { munmap(start, 2 * BLOCK) };
-    reported
+    reported[1]
 }
 
 /// Whether none of these pages is as it was.

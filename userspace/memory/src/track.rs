@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
-use crate::kernel::{self, Look, PageRegion};
+use crate::kernel::{self, Look, PageRegion, is};
 use crate::pagemap::failed;
+use crate::probe::{Method, reports_holes};
 use crate::uffd::{self, Userfault, feature};
 use crate::{Error, Kind, PAGE_SIZE, PageSet, Pagemap};
 
@@ -120,6 +122,12 @@ pub trait WriteTracker: Send {
         false
     }
 
+    /// Where guard pages (`MADV_GUARD_INSTALL`) may be in `areas`, of which a collect has just told `news`; by address.
+    fn guarded(&self, areas: &[Range<u64>], news: &Written) -> Vec<Range<u64>> {
+        let _ = news;
+        areas.to_vec()
+    }
+
     /// Whether what is written to memory of this kind is found. Else all of it counts as written, always.
     fn covers(&self, kind: Kind) -> bool;
 }
@@ -129,6 +137,8 @@ pub trait WriteTracker: Send {
 pub struct WriteProtect {
     pid: u32,
     uffd: Userfault,
+    /// The kernel shows guard pages as what they are; else they pass for swapped ones.
+    guards: bool,
 }
 
 /// Most bytes of touching mappings that are asked about at once. Where one of them is new, all count as written.
@@ -150,6 +160,7 @@ impl WriteProtect {
         Self {
             pid,
             uffd: Userfault::new(uffd),
+            guards: Method::of_kernel() == Method::Scan { guards: true },
         }
     }
 
@@ -171,20 +182,23 @@ impl WriteProtect {
         written: &mut Written,
     ) -> Result<Result<(), Errno>, Error> {
         let mut spans: Vec<Range<u64>> = Vec::new();
-        let empty = &mut written.empty;
-        let told = self.each(pagemap, range, Look::Fast, |region| {
-            empty.push(region.clone());
+        let regions = match self.regions(pagemap, range)? {
+            Ok(regions) => regions,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        for region in &regions {
             match spans.last_mut() {
                 Some(last) if region.start - last.end < NEAR => last.end = region.end,
-                _ => spans.push(region),
+                _ => spans.push(region.clone()),
             }
-        })?;
-        if told.is_err() {
-            return Ok(told);
         }
+        written.empty.extend(regions);
+        let file = if shared { 0 } else { is::FILE };
+        let guard = if self.guards { is::GUARD } else { 0 };
+        let look = Look::Protect { not: file | guard };
         for span in spans {
             let pages = &mut written.pages;
-            let told = self.each(pagemap, &span, Look::Protect { shared }, |region| {
+            let told = self.each(pagemap, &span, look, |region| {
                 pages.insert_range(region.start / PAGE_SIZE..region.end / PAGE_SIZE);
             })?;
             if told.is_err() {
@@ -193,6 +207,38 @@ impl WriteProtect {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// The regions of `range` that may have been written, by address; a large one is looked at from two sides.
+    fn regions(
+        &self,
+        pagemap: &File,
+        range: &Range<u64>,
+    ) -> Result<Result<Vec<Range<u64>>, Errno>, Error> {
+        let of = |range: Range<u64>| {
+            let mut regions = Vec::new();
+            let told = self.each(pagemap, &range, Look::Fast, |region| regions.push(region))?;
+            Ok(told.map(|()| regions))
+        };
+        if range.end - range.start < 2 * STEP {
+            return of(range.clone());
+        }
+        let middle = range.start.midpoint(range.end) / BLOCK * BLOCK;
+        std::thread::scope(|scope| {
+            let upper = scope.spawn(|| of(middle..range.end));
+            let lower = of(range.start..middle);
+            let upper = match upper.join() {
+                Ok(upper) => upper,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            Ok(match (lower?, upper?) {
+                (Ok(mut lower), Ok(mut upper)) => {
+                    lower.append(&mut upper);
+                    Ok(lower)
+                }
+                (Err(errno), _) | (_, Err(errno)) => Err(errno),
+            })
+        })
     }
 
     /// Hands out the written regions of `range`.
@@ -261,9 +307,32 @@ impl WriteTracker for WriteProtect {
         kind == Kind::Anonymous
     }
 
-    /// The scan passes over page tables that are gone altogether (pagemap_scan_pte_hole() in fs/proc/task_mmu.c), so one
+    /// Guard pages are not protected, so each scan comes across them, and finds no page there.
+    fn guarded(&self, areas: &[Range<u64>], news: &Written) -> Vec<Range<u64>> {
+        if !self.guards {
+            return areas.to_vec();
+        }
+        let full = |range: &Range<u64>| {
+            let pages = range.start / PAGE_SIZE..range.end / PAGE_SIZE;
+            let mut written = news.pages.iter();
+            written.advance_to(pages.start);
+            pages
+                .clone()
+                .eq(written.take_while(|&page| page < pages.end))
+        };
+        let empty = news.empty.iter().filter(|range| !full(range));
+        let mut guarded = empty.chain(&news.whole).cloned().collect();
+        normalize(&mut guarded);
+        guarded
+    }
+
+    /// On some kernels the scan passes over page tables that are gone altogether (pagemap_scan_pte_hole() in fs/proc/task_mmu.c), so one
     /// page of every block that a page table covers is looked at: where it is gone, all are.
     fn vanished(&self, pages: &PageSet) -> Result<PageSet, Error> {
+        static HOLES: OnceLock<bool> = OnceLock::new();
+        if *HOLES.get_or_init(|| reports_holes().unwrap_or(false)) {
+            return Ok(PageSet::new());
+        }
         let pagemap = Pagemap::open(self.pid)?;
         let mut vanished = PageSet::new();
         let mut iter = pages.iter();

@@ -1,6 +1,8 @@
 //! Mappings of our own that have the flags mappings of jobs have, to learn those from.
 
-use crate::sys::Area;
+use std::os::fd::OwnedFd;
+
+use crate::sys::{self, Area};
 
 /// Linux 6.11.
 const MAP_DROPPABLE: i32 = 0x08;
@@ -11,6 +13,8 @@ const PAGE: usize = 4096;
 /// They are there as long as this is.
 pub(crate) struct Samples {
     _areas: Vec<Area>,
+    /// Which watches one of them.
+    _watch: Option<OwnedFd>,
 }
 
 impl Samples {
@@ -57,7 +61,13 @@ impl Samples {
                 .ok()
                 .filter(|area| area.lock(MLOCK_ONFAULT).is_ok()),
         );
-        Self { _areas: areas }
+        let watched = Area::map(PAGE, write, private).ok();
+        let watch = watched.as_ref().and_then(|area| sys::watch(area).ok());
+        areas.extend(watched);
+        Self {
+            _areas: areas,
+            _watch: watch,
+        }
     }
 }
 

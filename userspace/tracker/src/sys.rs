@@ -233,6 +233,30 @@ impl Area {
     }
 }
 
+/// Registers an area for write protection with a userfaultfd, which is given back.
+pub(crate) fn watch(area: &Area) -> io::Result<OwnedFd> {
+    // include/uapi/linux/userfaultfd.h
+    const UFFDIO_API: libc::Ioctl = 0xc018_aa3f;
+    const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00;
+    const API: u64 = 0xaa;
+    const MODE_WP: u64 = 2;
+    // SAFETY: takes flags, gives a descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor just made, which nobody else knows.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let range = [area.start as u64, area.length as u64, MODE_WP, 0];
+    for (request, mut argument) in [(UFFDIO_API, [API, 0, 0, 0]), (UFFDIO_REGISTER, range)] {
+        // SAFETY: the requests take structures of three and four words; the area is ours and has no page that could be protected.
+        if unsafe { libc::ioctl(fd.as_raw_fd(), request, argument.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(fd)
+}
+
 impl Drop for Area {
     fn drop(&mut self) {
         // SAFETY: it was mapped by us, and no reference into it was ever made.

@@ -54,6 +54,7 @@ refusals! {
     refused_userfaultfd: ["userfaultfd"];
     refused_child: ["socket"];
     refused_dead_leader: ["leader"];
+    refused_sem_undo: ["SEM_UNDO"];
 }
 
 /// What is refused is refused through `--pid` as well.

@@ -129,6 +129,9 @@ subjects! {
     deleted_executable = own("deleted_executable");
     deleted_directories = own("deleted_directories");
     shm_files = own("shm_files");
+    sysv_shm = own("sysv_shm");
+    sysv_sem = own("sysv_sem");
+    sysv_msg = own("sysv_msg");
     locks = own("locks");
     unix_pairs = own("unix_pairs");
     unix_names = own("unix_names");

@@ -16,8 +16,8 @@ use crate::procfs::{Stat, Status};
 use crate::told::{self, Told, ToldOfProcess};
 use crate::track::SpaceNumbers;
 use crate::{
-    CheckpointError, CheckpointOptions, Refusal, Scope, cpu, host, identity, limits, maps, plan,
-    procfs, scheduling, signals, timers, waits,
+    CheckpointError, CheckpointOptions, Refusal, Scope, cpu, host, identity, ipc, limits, maps,
+    plan, procfs, scheduling, signals, timers, waits,
 };
 
 /// The state of a frozen job, and where its pages are.
@@ -225,6 +225,14 @@ pub(crate) fn capture(
     )?;
     let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
     pty::controlling(&mut processes, &outer, &table.files, &mut refusals);
+    let job = ipc::Job {
+        root,
+        members: &ids.inner,
+        processes: &processes,
+    };
+    ipc::segments::capture(&mut table, &job, &mut refusals);
+    let semaphores = ipc::semaphores::capture(&job, &mut refusals);
+    let queues = ipc::messages::capture(&job, &mut refusals);
     for (space, file, size) in std::mem::take(&mut table.objects) {
         let areas = memory::Object::new(file.as_fd()).data(size)?;
         sources.push(Source::Object {
@@ -239,6 +247,8 @@ pub(crate) fn capture(
         processes,
         files: table.files,
         shared: table.shared,
+        semaphores,
+        queues,
         root: ids.inner.get(&root).copied().unwrap_or(root),
         command: String::from_utf8_lossy(&command)
             .split_terminator('\0')

@@ -13,6 +13,7 @@ use tracker::{FileIdentity, Tracker};
 
 use crate::areas::Area;
 use crate::freeze::failed;
+use crate::ipc::segments;
 use crate::maps;
 use crate::procfs;
 use crate::{CheckpointError, Refusal};
@@ -217,7 +218,12 @@ impl Table {
     pub(crate) fn shared_memory(&mut self, pid: u32, area: &Area) -> Result<u32, CheckpointError> {
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
         let file = File::open(&path).map_err(failed(format!("opening shared memory {path}")))?;
-        object::find(self, &file, &area.path).map_err(|(why, advice)| {
+        let found = if segments::is(area) {
+            self.segment(&file, &area.path)
+        } else {
+            object::find(self, &file, &area.path)
+        };
+        found.map_err(|(why, advice)| {
             let what = format!("mapping {:x}-{:x} ({})", area.start, area.end, area.path);
             CheckpointError::Refused(vec![Refusal {
                 pid,
@@ -226,6 +232,12 @@ impl Table {
                 advice,
             }])
         })
+    }
+
+    /// A segment of System V shared memory, by something open on it.
+    pub(crate) fn segment(&mut self, file: &File, link: &str) -> Result<u32, Why> {
+        let inode = file.metadata().map_or(0, |meta| meta.ino());
+        object::add(self, file, link, segments::describe(inode))
     }
 
     /// Takes all descriptors of a process.
@@ -552,8 +564,8 @@ pub(crate) struct Making<'a> {
     pub(crate) outer: u32,
     /// Where open file `id` lies in the process that makes it: this plus its id.
     pub(crate) base: u32,
-    /// How many objects there are.
-    pub(crate) objects: u32,
+    /// All objects.
+    pub(crate) objects: &'a [SharedMemory],
     /// Indices of pseudo terminals that others have.
     pub(crate) terminals: Vec<u32>,
 }
@@ -585,7 +597,7 @@ impl Making<'_> {
 
     /// Where the other end of socket `id` waits when it is there only to be closed.
     pub(crate) fn ghost(&self, id: u32) -> u32 {
-        self.object_place(self.objects) + id
+        self.object_place(self.objects.len() as u32) + id
     }
 
     /// Where a listening socket waits in place of the one by which socket `id` was accepted.
@@ -604,7 +616,9 @@ impl Making<'_> {
     }
 
     pub(crate) fn object_maker(&self, id: u32) -> u32 {
-        object::maker(self.processes, self.files, id).map_or(0, |maker| maker.pid)
+        let object = self.objects.get((id as usize).wrapping_sub(1));
+        let segment = object.and_then(|object| object.segment.as_ref());
+        object::maker(self.processes, self.files, (id, segment)).map_or(0, |maker| maker.pid)
     }
 
     /// What a process has made, by the first number it has it under.

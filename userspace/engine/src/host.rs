@@ -4,7 +4,7 @@ use images::proto::{self, Credentials, Rlimit, Scheduling};
 
 use crate::areas;
 use crate::procfs::{self, Status};
-use crate::{cpu, identity, limits, scheduling};
+use crate::{cpu, identity, ipc, limits, scheduling};
 use remote::sys;
 
 /// This host, as a new task of ckptd's finds it.
@@ -27,12 +27,14 @@ pub(crate) struct Host {
     pub(crate) send_buffer: i32,
     /// Indices of the pseudo terminals there are.
     pub(crate) terminals: Vec<u32>,
+    /// System V objects that are where the job had its own.
+    pub(crate) ipc: ipc::Host,
 }
 
 const CAP_SYS_RESOURCE: u32 = 24;
 
 impl Host {
-    pub(crate) fn probe() -> Self {
+    pub(crate) fn probe(snapshot: &proto::Snapshot) -> Self {
         let status = Status::read(std::process::id()).unwrap_or_default();
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let number = |path: &str| text(path).trim().parse().unwrap_or(0);
@@ -59,6 +61,7 @@ impl Host {
             pid_max: number("/proc/sys/kernel/pid_max"),
             send_buffer: number("/proc/sys/net/core/wmem_default") as i32,
             terminals: procfs::numbered("/dev/pts"),
+            ipc: ipc::Host::probe(snapshot),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Who a thread is: user and group ids, capabilities, securebits, no_new_privs.
 
-use images::proto::Credentials;
+use images::proto::{Credentials, Process};
 use remote::{Arg, Program};
 
+use crate::files::Shell;
 use crate::procfs::Status;
 
 /// prctl(2) operations.
@@ -57,6 +58,31 @@ pub(crate) fn assume_files(program: &mut Program, wanted: &Credentials, ours: &C
             &[wanted.fsuid.into()],
             format!("access files as user {}", wanted.fsuid),
         );
+    }
+}
+
+/// Does something as another user, whom the kernel notes as the one who did.
+pub(crate) fn as_user(
+    shell: &mut Shell,
+    process: &Process,
+    ours: &Credentials,
+    (uid, gid): (u32, u32),
+    work: impl FnOnce(&mut Shell),
+) {
+    if (uid, gid) == (ours.euid, ours.egid) {
+        return work(shell);
+    }
+    let become_ = |shell: &mut Shell, nr: i64, id: u32, label: &str| {
+        let same = Arg::from(u64::from(u32::MAX));
+        shell.program.must(nr, &[same, id.into(), same], label);
+    };
+    become_(shell, libc::SYS_setresgid, gid, "as the group that did");
+    become_(shell, libc::SYS_setresuid, uid, "as the user that did");
+    work(shell);
+    become_(shell, libc::SYS_setresuid, ours.euid, "as before");
+    become_(shell, libc::SYS_setresgid, ours.egid, "as before");
+    if let Some(own) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
+        assume_files(&mut shell.program, own, ours);
     }
 }
 

@@ -18,6 +18,7 @@ mod files;
 mod freeze;
 mod host;
 mod identity;
+mod ipc;
 mod lazy;
 mod limits;
 mod maps;

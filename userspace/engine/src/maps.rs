@@ -10,6 +10,7 @@ use tracker::Tracker;
 use crate::areas::{self, Area, has};
 use crate::files::Table;
 use crate::freeze::failed;
+use crate::ipc::segments;
 use crate::procfs::{self, Stat};
 use crate::{CheckpointError, Refusal};
 
@@ -170,6 +171,7 @@ fn classify(
     } else if path == "/dev/zero (deleted)"
         || path == "/anon_hugepage (deleted)"
         || path.starts_with("[anon_shmem:")
+        || segments::is(area)
     {
         mapping.set_kind(Kind::AnonymousShared);
         mapping.file = table.shared_memory(pid, area)?;

@@ -6,7 +6,9 @@ use std::fmt;
 use images::proto::mapping::Kind;
 use images::proto::open_file::Kind as FileKind;
 use images::proto::process::State;
-use images::proto::{Mapping, Process, Regular, SharedMemory, Snapshot, Thread};
+use images::proto::{
+    IpcObject, Mapping, Process, Regular, SharedMemory, Snapshot, SystemVQueue, Thread,
+};
 use images::{Checkpoint, PAGE_SIZE, PageSet};
 use remote::Program;
 
@@ -17,9 +19,10 @@ use crate::files::{
     timerfd,
 };
 use crate::host::Host;
+use crate::ipc::{messages, segments, semaphores};
 use crate::{
-    FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, limits, maps, scheduling,
-    signals, timers, tree, vdso,
+    FilesPolicy, Refusal, RestoreError, RestoreOptions, cpu, identity, ipc, limits, maps,
+    scheduling, signals, timers, tree, vdso,
 };
 
 /// One step of a plan.
@@ -44,6 +47,8 @@ pub(crate) enum Step {
     Dead { pid: u32, place: u32, flags: u32 },
     /// A file that has grown is cut back.
     CutBack { regular: Regular },
+    /// An object that outlives processes has been made: from here on it is removed if the restore fails.
+    Left { kind: ipc::Kind, id: u32 },
     /// Everything runs.
     LetGo,
 }
@@ -179,6 +184,7 @@ impl Step {
                     regular.path, regular.size
                 ));
             }
+            Self::Left { .. } => {}
             Self::LetGo => lines.push("set all registers and let everything run".to_owned()),
         }
     }
@@ -194,9 +200,9 @@ pub(crate) fn impossible(snapshot: &Snapshot) -> Vec<Refusal> {
 /// # Errors
 /// [`RestoreError::Refused`] with every reason why this host cannot restore it; [`RestoreError::Image`] when the image is damaged.
 pub fn plan(checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Plan, RestoreError> {
-    let host = Host::probe();
     let mut content = BTreeMap::new();
     let snapshot = checkpoint.snapshot();
+    let host = Host::probe(snapshot);
     for process in &snapshot.processes {
         if let Some(memory) = &process.memory {
             content.insert(memory.space, Content(checkpoint.pages(memory.space)));
@@ -247,6 +253,7 @@ pub(crate) fn make(
     refusals.extend(files_.filter_map(|file| rebuild::check(file, snapshot.root)));
     let files_ = snapshot.files.iter();
     refusals.extend(files_.filter_map(|file| inet::check(file, snapshot.root)));
+    refusals.extend(ipc::check(snapshot, &host.ipc));
     let cut = check_files(snapshot, files, &mut refusals);
     if !refusals.is_empty() {
         return Err(refusals);
@@ -281,7 +288,7 @@ pub(crate) fn make(
         processes: &snapshot.processes,
         outer,
         base: outer + 3,
-        objects: snapshot.shared.len() as u32,
+        objects: &snapshot.shared,
         terminals,
     };
     let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
@@ -319,6 +326,8 @@ pub(crate) fn make(
             }
         },
     );
+    let known = (&host.ipc, &host.credentials);
+    let first = processes.first().map_or(0, |process| process.pid);
     let mut objects = Vec::new();
     for shared in &snapshot.shared {
         let maker = making.object_maker(shared.id);
@@ -333,9 +342,59 @@ pub(crate) fn make(
     };
     stage(&mut steps, "make shared memory", &|shell, process| {
         for shared in made(process) {
-            object::make(shell, shared, block.spare, making.object_place(shared.id));
+            let place = making.object_place(shared.id);
+            object::make(shell, shared, block.spare, place);
+            segments::make(shell, process, known, shared, (block.spare, place));
         }
     });
+    let lasting = ipc::made(snapshot, &host.ipc);
+    let makes = |kind, object: Option<&IpcObject>| {
+        object.is_some_and(|object| lasting.contains(&(kind, object.id)))
+    };
+    let sender = |queue: &SystemVQueue| {
+        let mut all = processes.iter();
+        all.find(|process| process.pid == queue.sender)
+            .map_or(first, |process| process.pid)
+    };
+    stage(
+        &mut steps,
+        "make semaphores and queues",
+        &|shell, process| {
+            if process.pid == first {
+                for set in snapshot
+                    .semaphores
+                    .iter()
+                    .filter(|set| makes(ipc::Kind::Semaphores, set.object.as_ref()))
+                {
+                    semaphores::make(shell, process, known, set);
+                }
+                for queue in snapshot
+                    .queues
+                    .iter()
+                    .filter(|queue| makes(ipc::Kind::Queue, queue.object.as_ref()))
+                {
+                    messages::make(shell, process, known, queue);
+                }
+            }
+        },
+    );
+    steps.extend(lasting.iter().map(|&(kind, id)| Step::Left { kind, id }));
+    stage(
+        &mut steps,
+        "fill semaphores and queues",
+        &|shell, process| {
+            for set in &snapshot.semaphores {
+                semaphores::sign(shell, process, set);
+            }
+            for queue in snapshot
+                .queues
+                .iter()
+                .filter(|queue| sender(queue) == process.pid)
+            {
+                messages::fill(shell, queue);
+            }
+        },
+    );
     stage(&mut steps, "map memory", &|shell, process| {
         map_memory(shell, process, snapshot, content, host, &block, &making);
     });
@@ -856,6 +915,13 @@ fn map_memory(
     );
     // One descriptor a file, whatever the number of its mappings.
     let mut open: BTreeMap<(bool, u32), u32> = BTreeMap::new();
+    segments::map(shell, &memory.mappings, &snapshot.shared, block.spare);
+    let segment = |id: u32| {
+        making
+            .objects
+            .get(id as usize - 1)
+            .is_some_and(|shared| shared.segment.is_some())
+    };
     for mapping in &memory.mappings {
         let filled = content
             .get(&memory.space)
@@ -876,6 +942,7 @@ fn map_memory(
                     }
                 }))
             }
+            Kind::AnonymousShared if segment(mapping.file) => continue,
             Kind::AnonymousShared => {
                 let maker = making.object_maker(mapping.file);
                 let place = making.object_place(mapping.file);

@@ -39,6 +39,7 @@ pub fn rebuild(
         tasks: BTreeMap::new(),
         init: None,
         tracking: None,
+        left: Vec::new(),
     };
     match builder.build(checkpoint, options) {
         Ok(rebuilt) => Ok(rebuilt),
@@ -70,6 +71,8 @@ struct Builder<'a> {
     init: Option<u32>,
     /// What is known of its memory since it was filled.
     tracking: Option<Tracking>,
+    /// System V objects, which outlive processes.
+    left: Vec<(remote::ipc::Kind, u32)>,
 }
 
 /// Its number among the tasks.
@@ -143,6 +146,7 @@ impl Builder<'_> {
                         regular.path
                     )))?;
                 }
+                Step::Left { kind, id } => self.left.push((*kind, *id)),
                 Step::LetGo => {}
             }
         }
@@ -928,6 +932,9 @@ impl Builder<'_> {
             );
         }
         self.tasks.clear();
+        for (kind, id) in self.left.drain(..) {
+            let _ = remote::ipc::remove(kind, id);
+        }
     }
 }
 

@@ -6,10 +6,12 @@
 //! * [`live`] - the stub lent to a task of a running job, which survives our death;
 //! * [`seed`] - a new, almost empty process that becomes a task of a restored job;
 //! * [`sockets`] - the same for sockets;
+//! * [`ipc`] - System V objects, looked at;
 //! * [`sys`] - system calls that neither `libc` nor `nix` wraps safely.
 //!
 //! Addresses here belong to the other task's address space: they are plain `u64` and never dereferenced.
 
+pub mod ipc;
 pub mod live;
 pub mod program;
 pub mod seed;

@@ -352,6 +352,8 @@ pub enum Share {
     Descriptors = 2,
     /// Root, cwd and umask.
     Fs = 3,
+    /// What semop(2) with SEM_UNDO has left (`Equal` also where neither has any).
+    SemaphoreUndo = 6,
 }
 
 /// Orders two tasks' objects of one kind: `Equal` means that it is the same one (kcmp(2)).

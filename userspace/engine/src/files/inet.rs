@@ -24,6 +24,7 @@ const IPV6: i32 = libc::IPPROTO_IPV6;
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
 const HALF_CLOSED: u8 = 5; // FIN_WAIT2: the other end knows that we write no more
+const TIME_WAIT: u8 = 6;
 const CLOSED: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
 const LISTENING: u8 = 10;
@@ -235,15 +236,71 @@ fn unread(fd: &OwnedFd) -> Result<Vec<u8>, Why> {
     Ok(peeked.data)
 }
 
+/// The TCP sockets of this host with that port: state, own address and the other's (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
+fn ends(port: u16) -> impl Iterator<Item = (u8, SocketAddr, SocketAddr)> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
+    let lines: Vec<String> = tables.into_iter().flatten().collect();
+    let ends: Vec<_> = lines
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(end)
+        .collect();
+    ends.into_iter()
+        .filter(move |(_, own, _)| own.port() == port)
+}
+
+fn end(line: &str) -> Option<(u8, SocketAddr, SocketAddr)> {
+    let mut words = line.split_whitespace().skip(1);
+    let mut address = || {
+        let (ip, port) = words.next()?.split_once(':')?;
+        let word = |at: usize| {
+            let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
+            Some(word.to_ne_bytes())
+        };
+        let ip = if ip.len() == 8 {
+            IpAddr::from(word(0)?)
+        } else {
+            let all = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
+            IpAddr::from(<[u8; 16]>::try_from(all).ok()?)
+        };
+        Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+    };
+    let (own, other) = (address()?, address()?);
+    Some((u8::from_str_radix(words.next()?, 16).ok()?, own, other))
+}
+
 /// Why an address cannot be had on this host.
 pub(crate) fn check(file: &OpenFile, root: u32) -> Option<Refusal> {
     let socket = tcp(file).filter(|socket| socket.listening)?;
     let at = address(&socket.name)?;
     let error = TcpListener::bind(at).err()?;
+    // What is left of connections from before is cleared away (`rebuild::clear`).
+    let mut there = ends(at.port()).peekable();
+    let remains = there.peek().is_some() && there.all(|(state, ..)| state == TIME_WAIT);
+    if error.kind() == std::io::ErrorKind::AddrInUse && remains {
+        return None;
+    }
     Some(Refusal {
         pid: root,
         what: format!("TCP socket that listens on {at}"),
         why: format!("that cannot be had here: {error}"),
         advice: "end the program that listens there, or restore where the address is".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_kernel() {
+        let line = "   4: 0100007F:CCDF 0100007F:BE12 06 00000000:00000000 03:00000E43 00000000     0        0 0 3";
+        let (own, other) = ("127.0.0.1:52447", "127.0.0.1:48658");
+        assert_eq!(
+            end(line),
+            Some((TIME_WAIT, own.parse().unwrap(), other.parse().unwrap()))
+        );
+        let line = "   0: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0";
+        assert_eq!(end(line).unwrap().1, "[::1]:22".parse().unwrap());
+    }
 }

@@ -13,6 +13,7 @@ use remote::{Expect, sys};
 
 use super::{Held, Making, Shell, Table, Why, regular};
 use crate::Refusal;
+use crate::ipc::segments;
 
 // include/uapi/linux/fcntl.h, memfd.h, magic.h
 const F_ADD_SEALS: i32 = 1033;
@@ -22,14 +23,28 @@ const MFD_HUGETLB: u32 = 4;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 const DELETED: &str = " (deleted)";
 
+/// Apart from the devices of files: segments have inode numbers of their own, on the device of other shared memory.
+const SEGMENTS: u64 = 1 << 63;
+
 /// An object among those of the job, by something that is open on it and where that leads.
 pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Why> {
+    add(table, file, link, None)
+}
+
+/// As [`find`]; of System V, if it is a `segment`.
+pub(super) fn add(
+    table: &mut Table,
+    file: &File,
+    link: &str,
+    segment: Option<proto::Segment>,
+) -> Result<u32, Why> {
     let unreadable = |error: std::io::Error| {
         let why = format!("its content cannot be read: {error}");
         (why, "checkpoint when the program has closed it".to_owned())
     };
     let meta = file.metadata().map_err(unreadable)?;
-    let key = (meta.dev(), meta.ino());
+    let device = if segment.is_some() { SEGMENTS } else { 0 };
+    let key = (meta.dev() | device, meta.ino());
     if let Some(&id) = table.objects_by_inode.get(&key) {
         return Ok(id);
     }
@@ -49,7 +64,11 @@ pub(super) fn find(table: &mut Table, file: &File, link: &str) -> Result<u32, Wh
         shared.huge_page_size = meta.blksize();
     }
     let path = link.strip_suffix(DELETED).unwrap_or(link);
-    if let Some(name) = path.strip_prefix("/memfd:") {
+    if segment.is_some() {
+        shared.set_kind(Kind::SystemV);
+        path.clone_into(&mut shared.name);
+        shared.segment = segment;
+    } else if let Some(name) = path.strip_prefix("/memfd:") {
         shared.set_kind(Kind::Memfd);
         name.clone_into(&mut shared.name);
         shared.seals = sys::fcntl(file, F_GET_SEALS, 0).map_err(unreadable)? as u32;
@@ -162,7 +181,7 @@ pub(crate) fn check(shared: &SharedMemory, root: u32) -> Option<Refusal> {
             let why = "another file has taken this name, which the job's shared memory had";
             return refusal(why.to_owned(), "move that file away");
         }
-        Kind::Anonymous | Kind::Memfd => return None,
+        Kind::Anonymous | Kind::Memfd | Kind::SystemV => return None,
     }
     let at = directory(&shared.name)?;
     let mut options = File::options();
@@ -178,12 +197,24 @@ pub(crate) fn check(shared: &SharedMemory, root: u32) -> Option<Refusal> {
     )
 }
 
-/// The first process that has the object mapped or open.
+/// The process that has made a segment; else the first that has the object mapped or open, and of a segment any.
 pub(crate) fn maker<'a>(
     processes: &'a [Process],
     files: &[proto::OpenFile],
-    id: u32,
+    (id, segment): (u32, Option<&proto::Segment>),
 ) -> Option<&'a Process> {
+    let alive = |process: &&Process| process.state() != proto::process::State::Zombie;
+    if let Some(segment) = segment {
+        let mut all = processes.iter().filter(alive);
+        let made = all.clone().find(|process| process.pid == segment.creator);
+        return made
+            .or_else(|| holder(processes, files, id))
+            .or_else(|| all.next());
+    }
+    holder(processes, files, id)
+}
+
+fn holder<'a>(processes: &'a [Process], files: &[proto::OpenFile], id: u32) -> Option<&'a Process> {
     use proto::mapping::Kind as Mapped;
     let open = |file: u32| {
         let file = files.get((file as usize).wrapping_sub(1));
@@ -207,6 +238,8 @@ pub(crate) fn maker<'a>(
 pub(crate) fn make(shell: &mut Shell, shared: &SharedMemory, at: u64, place: u32) {
     let fd = match shared.kind() {
         Kind::Anonymous => return make_anonymous(shell, shared, at, place),
+        // With its id.
+        Kind::SystemV => return,
         Kind::Memfd => {
             let name = shell.program.string(&shared.name);
             let mut flags = MFD_ALLOW_SEALING;
@@ -336,6 +369,9 @@ pub(crate) fn finish(shell: &mut Shell, shared: &SharedMemory, place: u32) {
         let args = [place.into(), shared.size.into()];
         let label = format!("cut it to {} bytes", shared.size);
         shell.program.must(libc::SYS_ftruncate, &args, label);
+    }
+    if shared.kind() == Kind::SystemV {
+        return segments::finish(shell, shared);
     }
     if (shared.uid, shared.gid) != (u32::MAX, u32::MAX) {
         let args = [place.into(), shared.uid.into(), shared.gid.into()];

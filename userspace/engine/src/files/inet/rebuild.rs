@@ -284,10 +284,15 @@ fn late(socket: &TcpSocket) -> Vec<images::proto::SocketOption> {
 pub(crate) fn clear(snapshot: &Snapshot) {
     const SOCK_DESTROY: u16 = 21;
     // Any state but established, listening and closed: of those only connections that nobody has open are taken.
-    for (_, socket, _) in snapshot.files.iter().filter_map(tcp) {
-        let (Some(from), Some(to)) = (address(&socket.name), address(&socket.peer)) else {
-            continue;
-        };
+    let sockets = || snapshot.files.iter().filter_map(tcp);
+    let own = |(_, socket, _): Socket<'_>| Some((address(&socket.name)?, address(&socket.peer)?));
+    let listening = sockets().filter(|(_, socket, _)| socket.listening);
+    let remains = listening
+        .filter_map(|(_, socket, _)| address(&socket.name))
+        .flat_map(|at| super::ends(at.port()))
+        .filter(|(state, ..)| *state == super::TIME_WAIT)
+        .map(|(_, from, to)| (from, to));
+    for (from, to) in sockets().filter_map(own).chain(remains) {
         let family = if from.is_ipv4() {
             libc::AF_INET
         } else {

@@ -471,38 +471,19 @@ impl<'a> Sockets<'a> {
         socket: &UnixSocket,
         work: impl FnOnce(&mut Shell),
     ) {
-        self.as_user(shell, process, (socket.peer_uid, socket.peer_gid), work);
+        identity::as_user(
+            shell,
+            process,
+            self.ours,
+            (socket.peer_uid, socket.peer_gid),
+            work,
+        );
     }
 
     fn as_itself(&self, shell: &mut Shell, process: &Process, work: impl FnOnce(&mut Shell)) {
         let own = process.threads.first().and_then(|t| t.credentials.as_ref());
         let own = own.map_or((0, 0), |own| (own.euid, own.egid));
-        self.as_user(shell, process, own, work);
-    }
-
-    fn as_user(
-        &self,
-        shell: &mut Shell,
-        process: &Process,
-        (uid, gid): (u32, u32),
-        work: impl FnOnce(&mut Shell),
-    ) {
-        let ours = (self.ours.euid, self.ours.egid);
-        if (uid, gid) == ours {
-            return work(shell);
-        }
-        let become_ = |shell: &mut Shell, nr: i64, id: u32, label: &str| {
-            let same = Arg::from(u64::from(u32::MAX));
-            shell.program.must(nr, &[same, id.into(), same], label);
-        };
-        become_(shell, libc::SYS_setresgid, gid, "as the group that did");
-        become_(shell, libc::SYS_setresuid, uid, "as the user that did");
-        work(shell);
-        become_(shell, libc::SYS_setresuid, ours.0, "as before");
-        become_(shell, libc::SYS_setresgid, ours.1, "as before");
-        if let Some(own) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
-            identity::assume_files(&mut shell.program, own, self.ours);
-        }
+        identity::as_user(shell, process, self.ours, own, work);
     }
 }
 

@@ -1,0 +1,148 @@
+//! System V semaphores (semget(2)).
+
+use images::proto::{Credentials, IpcObject, Process, Semaphore, SemaphoreSet};
+use remote::Expect;
+use remote::ipc::{self, Kind};
+use remote::sys::{self, Share};
+
+use super::{Host, Job, Line};
+use crate::Refusal;
+use crate::files::Shell;
+
+// include/uapi/linux/sem.h
+const SETVAL: u32 = 16;
+const SETALL: u32 = 17;
+/// A kernel thread, which never has anything to undo.
+const KTHREADD: i32 = 2;
+
+/// How many semaphores there are, and who has used them.
+pub(super) fn users(line: &Line) -> (u64, Vec<u32>) {
+    let (id, count) = (line.id(Kind::Semaphores), line.number("nsems"));
+    let users = (0..count as usize).filter_map(|nth| ipc::last_user(id, nth).ok());
+    let mut users: Vec<u32> = users.filter(|&pid| pid != 0).collect();
+    users.sort_unstable();
+    users.dedup();
+    (count, users)
+}
+
+/// The sets that are the job's.
+pub(crate) fn capture(job: &Job<'_>, refusals: &mut Vec<Refusal>) -> Vec<SemaphoreSet> {
+    let mut sets = Vec::new();
+    for line in super::list(Kind::Semaphores) {
+        let object = line.object(Kind::Semaphores);
+        let what = super::name(Kind::Semaphores, &object);
+        match job.owns(&line, &users(&line).1) {
+            Ok(false) => continue,
+            Ok(true) => {}
+            Err(pid) => {
+                let why = format!("process {pid} outside of the job uses it too");
+                let advice =
+                    "checkpoint that process together with the job (start both under `ckptd run`)";
+                refusals.push(job.refusal(what, why, advice));
+                continue;
+            }
+        }
+        match read(job, &line, object) {
+            Ok(set) => sets.push(set),
+            Err(error) => {
+                let why = format!("its values cannot be read: {error}");
+                refusals.push(job.refusal(what, why, "checkpoint as its owner, or as root"));
+            }
+        }
+    }
+    if !sets.is_empty() {
+        refusals.extend(job.members.keys().filter_map(|&pid| undo(pid)));
+    }
+    sets
+}
+
+fn read(job: &Job<'_>, line: &Line, object: IpcObject) -> std::io::Result<SemaphoreSet> {
+    let values = ipc::values(object.id, line.number("nsems") as usize)?;
+    let mut semaphores = Vec::with_capacity(values.len());
+    for (nth, value) in values.into_iter().enumerate() {
+        let pid = job.inner(ipc::last_user(object.id, nth)?);
+        semaphores.push(Semaphore {
+            value: u32::from(value),
+            pid,
+        });
+    }
+    Ok(SemaphoreSet {
+        object: Some(object),
+        semaphores,
+        operated: line.number("otime") != 0,
+    })
+}
+
+/// What is undone when a process ends is known to the kernel alone; but that there may be something shows against a task that has nothing.
+fn undo(pid: u32) -> Option<Refusal> {
+    let same = sys::compare(pid as i32, KTHREADD, Share::SemaphoreUndo, 0, 0);
+    let none = same.is_ok_and(|order| order == std::cmp::Ordering::Equal);
+    (!none).then(|| Refusal {
+        pid,
+        what: "its adjustments to System V semaphores".to_owned(),
+        why: "it has threads, or has used SEM_UNDO, and what would be undone when it ends cannot be read".to_owned(),
+        advice: "use semaphores without SEM_UNDO and threads, or POSIX ones (sem_open)".to_owned(),
+    })
+}
+
+/// Makes a set with its values.
+pub(crate) fn make(
+    shell: &mut Shell,
+    process: &Process,
+    known: (&Host, &Credentials),
+    set: &SemaphoreSet,
+) {
+    let Some(object) = &set.object else { return };
+    let count = set.semaphores.len();
+    super::make(
+        shell,
+        process,
+        known,
+        Kind::Semaphores,
+        object,
+        |program, label| {
+            let args = [
+                object.key.into(),
+                count.into(),
+                super::creation(object).into(),
+            ];
+            let expect = Expect::Exactly(u64::from(object.id));
+            program.call(libc::SYS_semget, &args, expect, label);
+        },
+    );
+    let id = object.id;
+    let program = &mut shell.program;
+    if set.operated {
+        // struct sembuf: waiting for zero, which it is, sets sem_otime and nothing else.
+        let nothing = program.bytes([0; 6]);
+        let args = [id.into(), nothing.into(), 1.into()];
+        program.must(libc::SYS_semop, &args, "be used once");
+    }
+    let values = set.semaphores.iter();
+    let values: Vec<u8> = values
+        .flat_map(|s| (s.value as u16).to_ne_bytes())
+        .collect();
+    let values = program.bytes(values);
+    let args = [id.into(), 0.into(), SETALL.into(), values.into()];
+    program.must(libc::SYS_semctl, &args, "set its values");
+    // struct semid64_ds
+    let owner = program.bytes(super::permissions(object, 104));
+    let args = [id.into(), 0.into(), libc::IPC_SET.into(), owner.into()];
+    program.must(libc::SYS_semctl, &args, "set its owner and permissions");
+}
+
+/// Each semaphore was last changed by the one who did.
+pub(crate) fn sign(shell: &mut Shell, process: &Process, set: &SemaphoreSet) {
+    let Some(object) = &set.object else { return };
+    let all = set.semaphores.iter().enumerate();
+    for (nth, semaphore) in all.filter(|(_, semaphore)| semaphore.pid == process.pid) {
+        let args = [
+            object.id.into(),
+            nth.into(),
+            SETVAL.into(),
+            semaphore.value.into(),
+        ];
+        let label = format!("have changed semaphore {nth} last");
+        shell.program.must(libc::SYS_semctl, &args, label);
+    }
+}

@@ -104,10 +104,7 @@ fn interrupted_at_three_moments(app: &App) {
         std::thread::sleep(whole / 6);
         let output = job.checkpoint(&["--kill"]);
         let soon = Duration::from_secs(5);
-        if output.code() != 0
-            && moment > 1
-            && tests::wait_at_most(soon, || job.ended()).is_some()
-        {
+        if output.code() != 0 && moment > 1 && tests::wait_at_most(soon, || job.ended()).is_some() {
             // It was faster than when it ran alone.
             skip(app.name, &format!("it ended before moment {moment}"));
             break;

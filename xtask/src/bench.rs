@@ -2,6 +2,7 @@
 
 mod incremental;
 mod job;
+mod lazy;
 mod measure;
 mod report;
 mod tool;
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// Measure incremental checkpoints instead: stops, bytes and times of a job that is saved again and again
     #[arg(long, conflicts_with_all = ["peer", "only", "runs"])]
     incremental: bool,
+    /// Measure lazy restores instead, beside eager ones: when the job runs, is at its normal speed, and has all of its memory
+    #[arg(long, conflicts_with_all = ["peer", "only", "runs", "incremental"])]
+    lazy: bool,
     /// Measure the peer alone
     #[arg(long, requires = "peer")]
     without_ckptd: bool,
@@ -53,6 +57,9 @@ pub(crate) fn execute(args: &Args) -> Result<()> {
     let scratch = args.dir.join(format!("ckptd-bench-{}", std::process::id()));
     if args.incremental {
         return incremental::execute(&programs, &scratch, args.quick);
+    }
+    if args.lazy {
+        return lazy::execute(&programs, &scratch, args.quick);
     }
     let mut tools = Vec::new();
     if !args.without_ckptd {
@@ -112,7 +119,7 @@ fn build_workloads() -> Result<PathBuf> {
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let mut programs: Vec<&str> = WORKLOADS.iter().map(|workload| workload.program).collect();
     programs.dedup();
-    programs.push("writer");
+    programs.extend(["writer", "worker"]);
     for program in programs {
         let source = root()
             .join("benches/workloads")

@@ -50,7 +50,7 @@ pub(crate) const WORKLOADS: [Workload; 8] = [
 ];
 
 impl Workload {
-    const fn same(
+    pub(crate) const fn same(
         name: &'static str,
         program: &'static str,
         arguments: &'static [&'static str],
@@ -90,7 +90,18 @@ impl Told {
 
     /// Each time that it stood still: from, to, in nanoseconds.
     fn gaps(&self) -> Vec<(u64, u64)> {
-        let text = fs::read_to_string(self.0.join("gaps")).unwrap_or_default();
+        self.times("gaps")
+    }
+
+    /// When the last slow round ended that began before `until` and ended after `since`.
+    pub(crate) fn last_slow(&self, since: u64, until: u64) -> Option<u64> {
+        let rounds = self.times("slow").into_iter();
+        let slow = rounds.filter(|(from, to)| *from < until && *to > since);
+        slow.map(|(_, to)| to).max()
+    }
+
+    fn times(&self, file: &str) -> Vec<(u64, u64)> {
+        let text = fs::read_to_string(self.0.join(file)).unwrap_or_default();
         let lines = text.lines().filter_map(|line| line.split_once(' '));
         lines
             .filter_map(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)))
@@ -130,7 +141,7 @@ impl Told {
         let _ = fs::write(self.0.join("check"), "");
     }
 
-    fn wait_until<T>(&self, what: &str, done: impl Fn() -> Option<T>) -> Result<T> {
+    pub(crate) fn wait_until<T>(&self, what: &str, done: impl Fn() -> Option<T>) -> Result<T> {
         let since = Instant::now();
         loop {
             if let Some(done) = done() {

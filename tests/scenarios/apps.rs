@@ -23,6 +23,13 @@ struct App {
     always: bool,
 }
 
+impl App {
+    /// The folder of its scripts.
+    fn folder(&self) -> String {
+        self.name.replace('_', "-")
+    }
+}
+
 fn folder() -> Option<PathBuf> {
     let folder = std::env::var_os("CKPTD_APPS")
         .map_or_else(|| manifest_dir().join("../../shared/apps"), PathBuf::from);
@@ -30,7 +37,7 @@ fn folder() -> Option<PathBuf> {
 }
 
 fn script(app: &App, apps: &Path, name: &str) -> Command {
-    let mut command = Command::new(apps.join(app.name).join(name));
+    let mut command = Command::new(apps.join(app.folder()).join(name));
     command
         .envs(app.environment.iter().copied())
         .stdin(Stdio::null());
@@ -95,7 +102,7 @@ fn interrupted_at_three_moments(app: &App) {
 
     fs::remove_dir_all(&dir).unwrap();
     copy(&dir);
-    let program = apps.join(app.name).join("run.sh");
+    let program = apps.join(app.folder()).join("run.sh");
     job.run(
         &[program.as_os_str(), "exec".as_ref(), dir.as_os_str()],
         app.environment,
@@ -140,7 +147,6 @@ macro_rules! apps {
 /// All words of a result.
 const ALL: usize = usize::MAX;
 
-// Not here yet: programs with sockets (LAMMPS starts an MPI daemon) or file locks (SQLite), which are refused.
 apps! {
     omp: [("ITERS", "1500"), ("NT", "2")], ALL, true;
     pipeline: [], 3, true; // The fourth word depends on when a pipe's reader ends, alone too.
@@ -151,4 +157,9 @@ apps! {
     gromacs: [], ALL, false;
     openfoam: [], ALL, false;
     ffmpeg: [], ALL, false;
+    mpi_openmpi: [("ITERS", "20000")], ALL, false;
+    mpi_mpich: [("ITERS", "40000")], ALL, false;
+    node: [("N", "300")], ALL, false;
+    java: [("ITERS", "400")], ALL, false;
+    redis: [("N", "3000")], ALL, false;
 }

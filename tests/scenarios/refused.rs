@@ -55,6 +55,7 @@ refusals! {
     refused_child: ["socket"];
     refused_dead_leader: ["leader"];
     refused_sem_undo: ["SEM_UNDO"];
+    refused_multicast: ["multicast group 239.1.2.3", "raw sockets"];
 }
 
 /// What is refused is refused through `--pid` as well.

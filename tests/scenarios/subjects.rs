@@ -136,6 +136,7 @@ subjects! {
     unix_pairs = own("unix_pairs");
     unix_names = own("unix_names");
     tcp = own("tcp");
+    udp = own("udp");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);

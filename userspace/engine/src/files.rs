@@ -19,6 +19,7 @@ use crate::procfs;
 use crate::{CheckpointError, Refusal};
 
 mod bulk;
+pub(crate) mod datagram;
 pub(crate) mod device;
 pub(crate) mod directory;
 pub(crate) mod epoll;
@@ -341,6 +342,9 @@ impl Table {
             }
             libc::S_IFSOCK if inet::is_tcp(&held.file) && self.outer.object(held).is_none() => {
                 inet::capture(held)
+            }
+            libc::S_IFSOCK if datagram::is(&held.file) && self.outer.object(held).is_none() => {
+                datagram::capture(held)
             }
             _ => self.outer.object(held).ok_or_else(|| {
                 let what = held.link.split(':').next().unwrap_or_default();
@@ -688,6 +692,7 @@ impl Making<'_> {
                     Some(fd) => fd,
                     None => continue,
                 },
+                Some(Kind::Datagram(socket)) => datagram::open(shell, socket, file.flags),
                 // Made in steps of their own.
                 Some(Kind::Unix(_) | Kind::Tcp(_)) => continue,
                 Some(Kind::Outer(outer)) if outer.fd > 2 => outer::open(shell),

@@ -15,8 +15,8 @@ use remote::Program;
 use crate::files::inet::{self, rebuild::Connections};
 use crate::files::unix::rebuild::{self, Sockets};
 use crate::files::{
-    self, Making, Numbers, Shell, directory, epoll, inotify, lock, object, pidfd, pty, regular,
-    timerfd,
+    self, Making, Numbers, Shell, datagram, directory, epoll, inotify, lock, object, pidfd, pty,
+    regular, timerfd,
 };
 use crate::host::Host;
 use crate::ipc::{messages, segments, semaphores};
@@ -253,6 +253,8 @@ pub(crate) fn make(
     refusals.extend(files_.filter_map(|file| rebuild::check(file, snapshot.root)));
     let files_ = snapshot.files.iter();
     refusals.extend(files_.filter_map(|file| inet::check(file, snapshot.root)));
+    let files_ = snapshot.files.iter();
+    refusals.extend(files_.filter_map(|file| datagram::check(file, snapshot.root)));
     refusals.extend(ipc::check(snapshot, &host.ipc));
     let cut = check_files(snapshot, files, &mut refusals);
     if !refusals.is_empty() {

@@ -25,6 +25,15 @@ pub fn option(fd: &OwnedFd, level: i32, name: i32, length: usize) -> io::Result<
     Ok(value)
 }
 
+/// An option whose value says what is asked for (getsockopt(2)).
+pub fn ask(fd: &OwnedFd, level: i32, name: i32, value: &mut [u8]) -> io::Result<()> {
+    let mut size = value.len() as libc::socklen_t;
+    let at = value.as_mut_ptr().cast();
+    // SAFETY: `value` has room for `size` bytes.
+    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, at, &raw mut size) };
+    check(i64::from(result)).map(drop)
+}
+
 /// Sets an option (setsockopt(2)).
 pub fn set_option(fd: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let at = value.as_ptr().cast::<c_void>();

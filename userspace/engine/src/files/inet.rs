@@ -63,7 +63,7 @@ fn unreadable(error: std::io::Error) -> Why {
     again(&format!("it cannot be looked at: {error}"))
 }
 
-fn number(fd: &OwnedFd, name: i32) -> std::io::Result<i32> {
+pub(super) fn number(fd: &OwnedFd, name: i32) -> std::io::Result<i32> {
     let value = sockets::option(fd, libc::SOL_SOCKET, name, 4)?;
     Ok(i32::from_ne_bytes(value.try_into().unwrap_or_default()))
 }

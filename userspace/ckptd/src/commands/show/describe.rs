@@ -24,6 +24,8 @@ pub(crate) fn kind(file: &OpenFile) -> &'static str {
         Some(Kind::Object(_)) => "object",
         Some(Kind::Unix(_)) => "unix",
         Some(Kind::Tcp(_)) => "tcp",
+        Some(Kind::Datagram(socket)) if socket.domain == libc::AF_NETLINK as u32 => "netlink",
+        Some(Kind::Datagram(_)) => "udp",
         None => "unknown",
     }
 }
@@ -106,6 +108,8 @@ pub(crate) fn what(file: &OpenFile) -> String {
         Some(Kind::Tcp(socket)) if socket.listening => "listens".to_owned(),
         Some(Kind::Tcp(socket)) if socket.other != 0 => "connected within the job".to_owned(),
         Some(Kind::Tcp(_)) => "not connected".to_owned(),
+        Some(Kind::Datagram(socket)) if socket.peer.is_empty() => "not connected".to_owned(),
+        Some(Kind::Datagram(_)) => "connected".to_owned(),
         None => "a kind that this version does not know".to_owned(),
     }
 }

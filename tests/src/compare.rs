@@ -116,9 +116,8 @@ fn snapshot(job: &Job, sequence: u64) -> Snapshot {
         for thread in &mut process.threads {
             // Which parts of it are in their initial state may change with every switch to the thread.
             thread.xstate.clear();
-            if let Some(remaining) = &mut thread.remaining {
-                remaining.nanoseconds = 0;
-            }
+            // Without eBPF it may not be known which wait the kernel continues.
+            thread.remaining = None;
         }
     }
     snapshot

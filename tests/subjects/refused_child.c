@@ -1,6 +1,7 @@
-/* A job of which only a grandchild holds what is refused, a UDP socket. The file `descriptor` tells its number, the
+/* A job of which only a grandchild holds what is refused, a raw socket. The file `descriptor` tells its number, the
  * file `pid` its process. */
 #include "subject.h"
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 int main(int argc, char **argv) {
@@ -10,7 +11,7 @@ int main(int argc, char **argv) {
         pid_t grandchild = must(fork());
         if (grandchild == 0) {
             char text[16];
-            int fd = must(socket(AF_INET, SOCK_DGRAM, 0));
+            int fd = must(socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
             spew("descriptor", text, (size_t)snprintf(text, sizeof text, "%d", fd));
             spew("pid", text, (size_t)snprintf(text, sizeof text, "%d", (int)getpid()));
             mark("grandchild");

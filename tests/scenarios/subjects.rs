@@ -62,6 +62,7 @@ subjects! {
     many_processes = own("many_processes");
     forking = own("forking");
     vfork_exec = own("vfork_exec");
+    dying = own("dying");
 
     // CPU and system calls.
     registers = own("registers");

@@ -157,6 +157,18 @@ pub enum CheckpointError {
     },
 }
 
+impl CheckpointError {
+    /// Whether another try may succeed: a process of the job has ended meanwhile, which is its good right. A signal that was on its way
+    /// can still end one that was stopped.
+    pub(crate) fn is_race(&self) -> bool {
+        match self {
+            Self::Gone { .. } => true,
+            Self::System { source, .. } => source.raw_os_error() == Some(libc::ESRCH),
+            _ => false,
+        }
+    }
+}
+
 /// Why a job was not restored. Nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {

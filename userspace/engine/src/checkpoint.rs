@@ -8,14 +8,18 @@ use crate::capture::{Captured, capture};
 use crate::cow::Copy;
 use crate::freeze::Frozen;
 use crate::pages::{self, Copied, Held, Source};
+use crate::procfs::Status;
 use crate::track::{Settled, Tracking};
-use crate::{CheckpointError, CheckpointOptions, CheckpointReport, areas};
+use crate::{CheckpointError, CheckpointOptions, CheckpointReport, Scope, areas};
 
 /// Most bytes that are held in memory for the time of the freeze.
 const MAX_HELD: u64 = 96 << 20;
 
 /// Bytes that two threads copy in a millisecond, about; the rest of the freeze takes its time too.
 const COPIED_PER_MS: u64 = 1 << 20;
+
+/// How often a checkpoint is begun anew because a process ended under it.
+const MOST_RACES: usize = 3;
 
 /// Takes a checkpoint. The job runs on, also when this fails or we die.
 ///
@@ -25,6 +29,26 @@ const COPIED_PER_MS: u64 = 1 << 20;
 /// # Errors
 /// [`CheckpointError::Refused`] lists everything that could not be restored; nothing of the checkpoint stays in the store.
 pub fn checkpoint(
+    options: &CheckpointOptions<'_>,
+    mut tracking: Option<&mut Tracking>,
+) -> Result<CheckpointReport, CheckpointError> {
+    let (Scope::Tree { root } | Scope::Supervised { root, .. }) = options.scope;
+    for _ in 0..MOST_RACES {
+        match attempt(options, tracking.as_deref_mut()) {
+            Err(error) if error.is_race() && !has_ended(root) => {
+                tracing::debug!("once more: {error}")
+            }
+            answer => return answer,
+        }
+    }
+    attempt(options, tracking)
+}
+
+fn has_ended(pid: u32) -> bool {
+    Status::read(pid).map_or(true, |status| status.state() == 'Z')
+}
+
+fn attempt(
     options: &CheckpointOptions<'_>,
     mut tracking: Option<&mut Tracking>,
 ) -> Result<CheckpointReport, CheckpointError> {

@@ -14,7 +14,7 @@ pub enum Source<'a> {
         pid: u32,
         /// Its mappings, or parts of them, by address and without overlap.
         areas: &'a [(Range<u64>, Kind)],
-        /// It is not stopped: pages may go away while they are copied.
+        /// It is not stopped: pages may go away while they are copied, and all of them, if it ends.
         runs: bool,
     },
     /// A shared memory object; its pages count from its start.
@@ -49,7 +49,7 @@ const BATCH: u64 = 32;
 /// Memory in use does not depend on the sources: each thread has a buffer of one chunk.
 ///
 /// # Errors
-/// A process has ended, or has pages that cannot be read; or what `sink` says.
+/// A stopped process has ended, or has pages that cannot be read; or what `sink` says.
 pub fn copy_out<E: From<Error> + Send>(
     sources: &[Source<'_>],
     threads: usize,
@@ -99,6 +99,7 @@ fn copy_batches<'f, 's: 'f, E: From<Error>>(
                         Err(Error::Read { .. }) => {
                             read_what_is_there(&memory, &mut numbers, data, &mut gone)?;
                         }
+                        Err(Error::Gone { .. }) => gone.append(&mut numbers),
                         other => other?,
                     }
                 }
@@ -135,7 +136,7 @@ fn read_what_is_there(
                 done += to.len();
                 return true;
             }
-            Err(Error::Read { .. }) => gone.push(page),
+            Err(Error::Read { .. } | Error::Gone { .. }) => gone.push(page),
             Err(error) => failed = Some(error),
         }
         false
@@ -181,17 +182,22 @@ impl<'a> Finder<'a> {
     fn next(&mut self, batch: &mut Batch) -> Result<bool, Error> {
         while let Some(source) = self.sources.get(self.source) {
             batch.runs.clear();
-            self.find(source, &mut batch.runs)?;
+            let found = self.find(source, &mut batch.runs);
             let pages: u64 = batch.runs.iter().map(pages_in).sum();
-            if pages > 0 {
+            if found.is_ok() && pages > 0 {
                 batch.source = self.source;
                 batch.first_chunk = self.chunk;
                 self.chunk += pages.div_ceil(self.chunk_pages);
                 return Ok(true);
             }
             // To one that has ended, nothing is mapped: a lack of pages is only believed of the living.
-            if let Some(pagemap) = &self.pagemap {
-                pagemap.check_alive()?;
+            let alive = match &self.pagemap {
+                Some(pagemap) => found.and_then(|()| pagemap.check_alive()),
+                None => found,
+            };
+            match (alive, source) {
+                (Err(Error::Gone { .. }), Source::Process { runs: true, .. }) => {}
+                (other, _) => other?,
             }
             *self = Self {
                 source: self.source + 1,

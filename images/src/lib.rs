@@ -27,6 +27,7 @@ mod prune;
 mod rewrite;
 mod segment;
 mod space;
+mod stage;
 mod store;
 mod survey;
 mod verify;

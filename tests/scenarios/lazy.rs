@@ -113,6 +113,46 @@ fn what_was_touched_first_is_known_the_next_time() {
 }
 
 #[test]
+fn a_staged_copy_is_read_and_a_damaged_one_is_not() {
+    let Some(mut job) = saved("24") else { return };
+    fs::remove_file(job.work.join("go")).unwrap();
+    let stage = job.work.join("stage");
+    let options = ["--stage", stage.to_str().unwrap()];
+    job.restore(&options);
+    let copy = stage.join(&job.name);
+    wait_for("the copy", || {
+        copy.join("000001.ckpt").exists().then_some(())
+    });
+    job.kill_all();
+    // Now only the copy has every page.
+    let segments = job.store.join(&job.name).join("segments");
+    let damage = |from: &std::path::Path| {
+        for entry in fs::read_dir(from).unwrap().flatten() {
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(entry.path());
+            let file = file.unwrap();
+            let middle = file.metadata().unwrap().len() / 2;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, middle).unwrap();
+            file.write_all_at(&[byte[0] ^ 4], middle).unwrap();
+        }
+    };
+    damage(&segments);
+    job.go();
+    for lazy in [&["--lazy"][..], &[]] {
+        job.restore(&[&options, lazy].concat());
+        job.finish();
+    }
+    // Healed, and the copy is damaged instead.
+    damage(&segments);
+    damage(&copy.join("segments"));
+    job.restore(&[&options[..], &["--lazy"]].concat());
+    job.finish();
+}
+
+#[test]
 fn what_is_damaged_is_never_read() {
     let Some(mut job) = saved("24") else { return };
     let mut segments = job.stored();

@@ -251,6 +251,7 @@ Examples:
   ckptd restore heat                              in the foreground; ends as the job ends
   ckptd restore --detach --pidfile heat.pid heat  in the background
   ckptd restore --lazy heat                       at once; its memory comes in as it is touched
+  ckptd restore --stage /var/tmp/ck heat          for the next time, copied to a local disk meanwhile
   ckptd restore --at 3 heat                       from checkpoint 3, not the latest
   ckptd restore --dry-run heat                    print the steps, do nothing
   ckptd restore --dir /mnt/backup/ck              the only job of that directory
@@ -277,6 +278,9 @@ pub(crate) struct Restore {
     /// With --lazy: for how long to try to read what cannot be read, before it is given up, in seconds
     #[arg(long, value_name = "S", default_value_t = 60, requires = "lazy")]
     pub patience: u64,
+    /// Copy the checkpoint to this directory while the job runs, and read from there what is there already
+    #[arg(long, value_name = "D")]
+    pub stage: Option<PathBuf>,
     #[command(flatten)]
     pub schedule: Schedule,
     /// Let the job run in the background, and return once it does

@@ -40,6 +40,9 @@ pub(crate) struct Record {
     pub descriptor: u32,
     /// Pages go in write-protected.
     pub protect: bool,
+    /// A store that may have a copy of the checkpoint, absolute.
+    #[serde(default)]
+    pub stage: Option<PathBuf>,
     /// Bytes of the image to keep in memory.
     pub cache: usize,
     /// For how long to try to read what cannot be read, in seconds.
@@ -78,6 +81,7 @@ impl Record {
             dir,
             job: name,
             sequence,
+            stage,
             cache,
             patience,
         } = from;
@@ -87,6 +91,7 @@ impl Record {
             sequence,
             descriptor: job.descriptor,
             protect: job.protect,
+            stage,
             cache,
             patience: patience.as_secs(),
             processes: job.processes.iter().map(missing).collect(),
@@ -134,6 +139,7 @@ pub(crate) struct Source {
     pub dir: PathBuf,
     pub job: String,
     pub sequence: u64,
+    pub stage: Option<PathBuf>,
     pub cache: usize,
     pub patience: Duration,
 }

@@ -12,6 +12,7 @@ mod process;
 mod progress;
 mod registry;
 mod report;
+mod stage;
 mod supervisor;
 mod take;
 mod upkeep;

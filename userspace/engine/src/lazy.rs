@@ -181,6 +181,8 @@ pub(crate) fn waiting(plan: &Plan, number: u32, process: &Process) -> Option<Mem
 #[derive(Debug)]
 pub struct Image {
     checkpoint: Checkpoint,
+    /// A copy on storage that is nearer.
+    staged: Option<Checkpoint>,
     first: Vec<(u64, u64)>,
 }
 
@@ -191,7 +193,18 @@ impl Image {
     pub fn new(checkpoint: Checkpoint, known: &[(u64, u64)]) -> Self {
         let mut first = pointed_to(&checkpoint.snapshot().processes);
         first.extend(known);
-        Self { checkpoint, first }
+        Self {
+            checkpoint,
+            staged: None,
+            first,
+        }
+    }
+
+    /// Reads from a copy of the checkpoint as long as that can be read.
+    #[must_use]
+    pub fn with_copy(mut self, staged: Option<Checkpoint>) -> Self {
+        self.staged = staged.filter(|staged| staged.is_copy_of(&self.checkpoint));
+        self
     }
 }
 
@@ -249,6 +262,10 @@ impl PageSource for Image {
     }
 
     fn read(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Unreadable> {
+        let staged = self.staged.as_ref();
+        if staged.is_some_and(|staged| staged.read(frame, out).is_ok()) {
+            return Ok(());
+        }
         let read = self.checkpoint.read(frame, out);
         read.map_err(|error| Unreadable {
             what: error.to_string(),

@@ -7,8 +7,10 @@ use crate::lazy::{Serving, Source};
 use crate::output::{print, print_json, tell};
 use crate::progress::Meter;
 use crate::registry::{Registry, write_atomically};
+use crate::stage;
 use crate::supervisor::{self, Post, Signals};
 use engine::{RestoreError, RestoreOptions};
+use images::Checkpoint;
 use nix::sys::signal::SigSet;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
@@ -106,10 +108,17 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         status,
     ];
     let serving = RefCell::new(None);
+    let stage_dir = args.stage.as_deref().map(std::path::absolute);
+    let stage_dir = stage_dir
+        .transpose()
+        .map_err(|error| Failure::because("cannot find the directory of --stage", error))?;
+    let staged = stage_dir.as_deref();
+    let staged = staged.and_then(|dir| stage::find(dir, job.name(), &checkpoint));
     let source = Source {
         dir: dir.clone(),
         job: job.name().to_owned(),
         sequence: checkpoint.sequence(),
+        stage: stage_dir.clone(),
         cache: (args.memory_limit as usize) << 20,
         patience: Duration::from_secs(args.patience),
     };
@@ -137,7 +146,18 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         }
     }
     // Signals stay as they are until the job runs: Ctrl-C ends a restore that is under way.
-    let rebuild = || engine::rebuild(&checkpoint, &engine::plan(&checkpoint, &options)?, &options);
+    let rebuild_from =
+        |from: &Checkpoint| engine::rebuild(from, &engine::plan(from, &options)?, &options);
+    let rebuild = || match &staged {
+        // What is wrong with a copy is not wrong with the checkpoint.
+        Some(staged) => rebuild_from(staged).or_else(|error| {
+            if error.is_race() {
+                return Err(error);
+            }
+            rebuild_from(&checkpoint)
+        }),
+        None => rebuild_from(&checkpoint),
+    };
     let mut rebuilt = rebuild();
     for _ in 0..MOST_RACES {
         if !matches!(&rebuilt, Err(error) if error.is_race()) {
@@ -155,6 +175,9 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         pid: rebuilt.root,
         namespace: rebuilt.init.is_some(),
     };
+    if let (Some(dir), None) = (stage_dir, &staged) {
+        stage::copy(dir, job.name().to_owned(), checkpoint.clone());
+    }
     let mut tracking = rebuilt.tracking;
     if let Some(tracking) = &mut tracking {
         tracking.set_base(checkpoint);

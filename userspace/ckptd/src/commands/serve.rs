@@ -7,6 +7,7 @@ use crate::output::{print, size};
 use crate::process::ProcessId;
 use crate::progress::Meter;
 use crate::registry::{self, Registry};
+use crate::stage;
 use engine::Image;
 use images::{PAGE_SIZE, Store};
 use memory::serve::{PageSource, Server, Settings, Vault};
@@ -74,7 +75,9 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
         patience: Duration::from_secs(record.patience),
     };
     let held = record.find_vault();
-    let image = Image::new(checkpoint, &known);
+    let staged = record.stage.as_deref();
+    let staged = staged.and_then(|dir| stage::find(dir, &record.job, &checkpoint));
+    let image = Image::new(checkpoint, &known).with_copy(staged);
     let server = Server::start(image, &record.memories(), vault, settings)
         .map_err(|error| Failure::because("cannot serve the job's memory", error))?;
     let learn = || {

@@ -36,7 +36,7 @@ pub fn checkpoint(
     for _ in 0..MOST_RACES {
         match attempt(options, tracking.as_deref_mut()) {
             Err(error) if error.is_race() && !has_ended(root) => {
-                tracing::debug!("once more: {error}")
+                tracing::debug!("once more: {error}");
             }
             answer => return answer,
         }

@@ -149,14 +149,14 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
     let rebuild_from =
         |from: &Checkpoint| engine::rebuild(from, &engine::plan(from, &options)?, &options);
     let rebuild = || match &staged {
-        // What is wrong with a copy is not wrong with the checkpoint.
-        Some(staged) => rebuild_from(staged).or_else(|error| {
+        // What is wrong with a copy is not wrong with the checkpoint. A page server falls back by itself, frame by frame.
+        Some(staged) if !args.lazy => rebuild_from(staged).or_else(|error| {
             if error.is_race() {
                 return Err(error);
             }
             rebuild_from(&checkpoint)
         }),
-        None => rebuild_from(&checkpoint),
+        _ => rebuild_from(&checkpoint),
     };
     let mut rebuilt = rebuild();
     for _ in 0..MOST_RACES {

@@ -26,6 +26,14 @@ impl Line {
         self.0.get(name).copied().unwrap_or(0) as u64
     }
 
+    /// Whether the process with a number that stands here is the one that is meant: the numbers of processes that have ended are given
+    /// to others, who were started after all that was done with the object.
+    fn is_by(&self, pid: u32) -> bool {
+        let times = ["ctime", "otime", "stime", "rtime", "atime", "dtime"];
+        let last = times.map(|name| self.number(name)).into_iter().max();
+        began(pid).map(|began| began / NS_PER_S) <= last
+    }
+
     fn id(&self, kind: Kind) -> u32 {
         self.number(match kind {
             Kind::Segment => "shmid",
@@ -112,8 +120,11 @@ impl Job<'_> {
     /// Whether an object is the job's: by who has used it; one that nobody has used yet, by who has made it when. `Err`: a process
     /// outside uses it too.
     fn owns(&self, line: &Line, users: &[u32]) -> Result<bool, u32> {
-        let stranger = |pid: &&u32| !self.members.contains_key(pid) && is_alive(**pid);
-        let member = users.iter().any(|pid| self.members.contains_key(pid));
+        let used = |pid: &u32| line.is_by(*pid);
+        let stranger = |pid: &&u32| !self.members.contains_key(pid) && used(pid) && is_alive(**pid);
+        let member = users
+            .iter()
+            .any(|pid| self.members.contains_key(pid) && used(pid));
         match users.iter().find(stranger) {
             Some(&pid) if member => Err(pid),
             Some(_) => Ok(false),
@@ -142,7 +153,7 @@ impl Job<'_> {
 
     /// When the first process of the job was started, in seconds since the epoch.
     fn began(&self) -> u64 {
-        began(self.root).unwrap_or(u64::MAX) / 1_000_000_000
+        began(self.root).unwrap_or(u64::MAX) / NS_PER_S
     }
 
     /// Pids as they are inside.
@@ -150,6 +161,8 @@ impl Job<'_> {
         self.members.get(&pid).copied().unwrap_or(0)
     }
 }
+
+const NS_PER_S: u64 = 1_000_000_000;
 
 /// When a process was started, in ns since the epoch.
 fn began(pid: u32) -> Option<u64> {
@@ -217,7 +230,11 @@ impl Host {
                     kind,
                     object,
                     size,
-                    alive: users.iter().copied().filter(alive).collect(),
+                    alive: users
+                        .iter()
+                        .copied()
+                        .filter(|pid| alive(pid) && line.is_by(*pid))
+                        .collect(),
                     users,
                     attached: line.number("nattch"),
                 });
@@ -437,6 +454,20 @@ mod tests {
             (98304, -559_038_737, 0o640, 1000)
         );
         assert_eq!(lines[0].number("lspid"), 5102);
+    }
+
+    #[test]
+    fn a_number_that_was_given_again_is_nobody_who_used_it() {
+        let pid = std::process::id();
+        let now = sys::clock(libc::CLOCK_REALTIME) / NS_PER_S;
+        let line = |last: u64| {
+            Line(HashMap::from([
+                ("otime".into(), last as i64),
+                ("ctime".into(), 1),
+            ]))
+        };
+        assert!(line(now + 1).is_by(pid));
+        assert!(!line(now - 86_400 * 365 * 20).is_by(pid));
     }
 
     #[test]

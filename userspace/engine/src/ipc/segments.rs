@@ -68,7 +68,7 @@ pub(crate) fn capture(table: &mut Table, job: &Job<'_>, refusals: &mut Vec<Refus
         };
         let known = table.shared.iter().find(is_this).map(|shared| shared.id);
         let ours = known.and_then(|id| attached.get(&id)).copied().unwrap_or(0);
-        if known.is_none() && !job.members.contains_key(&creator) {
+        if known.is_none() && !(job.members.contains_key(&creator) && line.is_by(creator)) {
             continue;
         }
         if line.number("nattch") > ours {

@@ -67,12 +67,6 @@ pub fn interrupt(subject: &Subject, way: Way, pids: Pids) {
     if way == Way::ByPid && !crate::is_root() {
         return skip(subject.name, "only root may checkpoint any process");
     }
-    if way == Way::Chain && subject.name == "itimers" {
-        return skip(
-            subject.name,
-            "CPU-time timers grow by a tick of 4 ms with each restore",
-        );
-    }
     let started = match way {
         Way::ByPid => Job::start_alone(subject, &[]),
         Way::Full | Way::Lazy | Way::Chain | Way::Killed | Way::RunsOn => Job::start(subject),

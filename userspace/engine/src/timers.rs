@@ -1,6 +1,7 @@
 //! Interval timers (setitimer(2)) and POSIX timers (timer_create(2)), with the time they had left.
 
 use images::proto::{IntervalTimer, PosixTimer};
+use remote::sys;
 use remote::{Blob, Expect, Outcome, Program};
 
 const SIGEV_THREAD_ID: i32 = 4;
@@ -175,6 +176,11 @@ pub(crate) fn create(program: &mut Program, timers: &[PosixTimer], restore_ids: 
     }
 }
 
+/// A tick of the kernel, 1 / CONFIG_HZ: the resolution of its coarse clocks (kernel/time/posix-timers.c, KTIME_LOW_RES).
+fn tick_us() -> u64 {
+    sys::clock_resolution(libc::CLOCK_REALTIME_COARSE) / 1000
+}
+
 /// Sets all timers going, with the time they had left.
 /// A periodic one whose signal `is_pending` fires at once, to be pending again.
 pub(crate) fn arm(
@@ -185,7 +191,13 @@ pub(crate) fn arm(
 ) {
     for timer in interval {
         let split = |us: u64| [us / 1_000_000, us % 1_000_000];
-        let value = program.words(&[split(timer.interval), split(timer.remaining)].concat());
+        // Those of CPU time are given a tick more than is asked for (kernel/time/itimer.c, set_cpu_itimer).
+        let more = match timer.which {
+            which if which == libc::ITIMER_REAL as u32 => 0,
+            _ => tick_us(),
+        };
+        let remaining = timer.remaining.saturating_sub(more).max(1);
+        let value = program.words(&[split(timer.interval), split(remaining)].concat());
         program.must(
             libc::SYS_setitimer,
             &[timer.which.into(), value.into(), 0.into()],

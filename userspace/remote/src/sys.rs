@@ -627,6 +627,17 @@ pub fn clock(id: libc::clockid_t) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// The resolution of a clock, in nanoseconds (clock_getres(2)).
+pub fn clock_resolution(id: libc::clockid_t) -> u64 {
+    let mut resolution = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `resolution` is a live timespec.
+    unsafe { libc::clock_getres(id, &raw mut resolution) };
+    resolution.tv_sec as u64 * 1_000_000_000 + resolution.tv_nsec as u64
+}
+
 /// Our own securebits (capabilities(7)).
 pub fn securebits() -> u32 {
     // SAFETY: PR_GET_SECUREBITS takes no pointers.

@@ -110,6 +110,8 @@ pub struct RestoreOptions<'a> {
     pub lazy: Option<&'a crate::Serve<'a>>,
     /// Watch what is written from the first instruction on, so that the next checkpoint can build on this one.
     pub watch: bool,
+    /// Called once all is in place, just before the job runs.
+    pub before_it_runs: &'a dyn Fn(),
     /// Hears how it gets on.
     pub progress: &'a dyn Progress,
 }

@@ -770,6 +770,7 @@ impl Builder<'_> {
                 self.set_thread(process, thread)?;
             }
         }
+        (options.before_it_runs)();
         // From here on the job does not need us. Everybody is freed before anybody runs.
         for task in self.tasks.values() {
             if let Some(task) = &task.task {

@@ -61,11 +61,17 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
     let job = pick(&dir, args.job.as_deref())?;
     let checkpoint = job.checkpoint(args.at)?;
     let meter = Meter::new();
+    // Signals stay as they are until the job runs, so that Ctrl-C ends a restore that is under way; then they are the job's.
+    let signals = RefCell::new(None);
+    let take_signals = || {
+        signals.borrow_mut().get_or_insert_with(Signals::block);
+    };
     let mut options = RestoreOptions {
         files: args.files.into(),
         init: Vec::new(),
         lazy: None,
         watch: args.schedule.incremental,
+        before_it_runs: &take_signals,
         progress: &meter,
     };
 
@@ -145,7 +151,6 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             )),
         }
     }
-    // Signals stay as they are until the job runs: Ctrl-C ends a restore that is under way.
     let rebuild_from =
         |from: &Checkpoint| engine::rebuild(from, &engine::plan(from, &options)?, &options);
     let rebuild = || match &staged {
@@ -166,7 +171,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         rebuilt = rebuild();
     }
     let rebuilt = rebuilt?;
-    let signals = Signals::block()?;
+    let signals = signals.take().unwrap_or_else(Signals::block)?;
     drop(meter);
 
     let running = Running {

@@ -692,7 +692,13 @@ pub(crate) fn lend(
     leader.task = Some(task);
     // A signal may have been delivered just before: its handler's frame is where the leader goes on now.
     refresh(leader, &mut states, pid)?;
-    let signal = freeze::quiet_signal(status);
+    let others = process.threads.keys().filter(|&&tid| tid != pid);
+    let others: HashMap<u32, Status> = others
+        .filter_map(|&tid| Some((tid, Status::read(tid).ok()?)))
+        .collect();
+    let pending = others.values().map(|other| other.hex("SigPnd"));
+    let pending = pending.fold(status.hex("SigPnd") | status.hex("ShdPnd"), |a, b| a | b);
+    let signal = freeze::quiet_signal(status.hex("SigCgt"), pending);
     let inner_pid = status.inner("NSpid") as i32;
     let mut lendings = Vec::new();
     for (nth, (tid, state, rseq)) in states.into_iter().enumerate() {
@@ -702,7 +708,7 @@ pub(crate) fn lend(
         let inner = if tid == pid {
             inner_pid
         } else {
-            Status::read(tid).map_or(tid, |s| s.inner("NSpid")) as i32
+            others.get(&tid).map_or(tid, |s| s.inner("NSpid")) as i32
         };
         let slot = lent.slot(nth, thread.task()?, (inner_pid, inner), signal, &state)?;
         if tid == pid {

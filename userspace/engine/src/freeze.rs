@@ -483,12 +483,30 @@ fn seize_refused(pid: u32, tid: u32, error: io::Error) -> Result<Option<Running>
     }]))
 }
 
-/// The signal that tells of a program's end: one that the process ignores, by choice or by default.
-pub(crate) fn quiet_signal(status: &Status) -> i32 {
-    let caught = status.hex("SigCgt");
-    let pending = status.hex("SigPnd") | status.hex("ShdPnd");
-    [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
-        .into_iter()
-        .find(|signal| (caught | pending) >> (signal - 1) & 1 == 0)
-        .unwrap_or(libc::SIGURG)
+/// The signal that tells of a program's end: one that nobody in the process has pending, as that would be taken for it or from it, and
+/// that it ignores, by choice or by default, unless it catches all of them (Go does).
+pub(crate) fn quiet_signal(caught: u64, pending: u64) -> i32 {
+    let free_of = |set: u64| {
+        let mut signals = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD].into_iter();
+        signals.find(|signal| set >> (signal - 1) & 1 == 0)
+    };
+    let signal = free_of(caught | pending).or_else(|| free_of(pending));
+    signal.unwrap_or(libc::SIGURG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pending_signal_is_never_taken_for_ours() {
+        let set = |signals: &[i32]| {
+            signals
+                .iter()
+                .fold(0, |set, signal| set | 1 << (signal - 1))
+        };
+        assert_eq!(quiet_signal(0, 0), libc::SIGURG);
+        assert_eq!(quiet_signal(set(&[libc::SIGURG]), 0), libc::SIGWINCH);
+        assert_eq!(quiet_signal(!0, set(&[libc::SIGURG])), libc::SIGWINCH);
+    }
 }

@@ -93,8 +93,7 @@ fn measure(
         let mut command = Command::new(ckptd);
         command
             .args(arguments)
-            .env("CKPTD_DIR", scratch.join("images"))
-            .env("CKPTD_RUN_DIR", scratch.join("run"));
+            .env("CKPTD_DIR", scratch.join("images"));
         command
     };
     fs::create_dir_all(&dir)?;

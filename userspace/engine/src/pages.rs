@@ -400,7 +400,7 @@ fn wanted(
 }
 
 /// Ascending page numbers as runs of bytes.
-fn runs(pages: &[u64]) -> Vec<Range<u64>> {
+pub(crate) fn runs(pages: &[u64]) -> Vec<Range<u64>> {
     let runs = pages.chunk_by(|page, next| page + 1 == *next);
     runs.map(|run| run[0] * PAGE_SIZE..(run[0] + run.len() as u64) * PAGE_SIZE)
         .collect()

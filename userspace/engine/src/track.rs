@@ -164,7 +164,8 @@ impl Tracking {
             return Ok(());
         };
         let mut object = shared::Object::new(number);
-        object.look(&views, &mut self.spaces)?;
+        let data = pages::runs(&present.iter().collect::<Vec<_>>());
+        object.look(&views, &data, &mut self.spaces)?;
         object.committed(present);
         self.objects.insert(key, object);
         Ok(())
@@ -363,7 +364,11 @@ impl Tracking {
             if let Some(views) = views.get(&number) {
                 let object = self.objects.entry(key);
                 let object = object.or_insert_with(|| shared::Object::new(number));
-                object.look(views, &mut self.spaces)?;
+                let data = sources.iter().find_map(|source| match source {
+                    Source::Object { space, areas, .. } if *space == number => Some(areas),
+                    _ => None,
+                });
+                object.look(views, data.map_or(&[], Vec::as_slice), &mut self.spaces)?;
             }
         }
         for source in sources {

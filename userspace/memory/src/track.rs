@@ -79,6 +79,13 @@ pub fn page_runs(pages: &PageSet, range: &Range<u64>) -> Vec<Range<u64>> {
     runs
 }
 
+/// The pages of a range of bytes.
+fn pages(range: &Range<u64>) -> PageSet {
+    let mut pages = PageSet::new();
+    pages.insert_range(range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE));
+    pages
+}
+
 /// Sorts ranges and joins those that touch or overlap.
 fn normalize(ranges: &mut Vec<Range<u64>>) {
     ranges.sort_unstable_by_key(|range| range.start);
@@ -116,6 +123,16 @@ pub trait WriteTracker: Send {
     /// # Errors
     /// The kernel does not say.
     fn vanished(&self, pages: &PageSet) -> Result<PageSet, Error>;
+
+    /// Pages of `areas`, shared memory of a stopped process that was just collected, to which no entry of a page table leads. An entry that
+    /// goes (`MADV_DONTNEED`, swap) takes the mark of a write along, and leaves the page: these may have been written.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    fn holes(&mut self, areas: &[Range<u64>]) -> Result<PageSet, Error> {
+        let pages = areas.iter().map(|area| pages(area));
+        Ok(pages.fold(PageSet::new(), |all, pages| all | pages))
+    }
 
     /// Whether what is written in the middle of a collect is lost: then whoever shares the address space must be stopped for it.
     fn needs_stop(&self) -> bool {
@@ -324,6 +341,30 @@ impl WriteTracker for WriteProtect {
         let mut guarded = empty.chain(&news.whole).cloned().collect();
         normalize(&mut guarded);
         guarded
+    }
+
+    /// They are protected too, which leaves a marker in their entries (change_pte_range() in mm/mprotect.c) that stays until they are
+    /// written: so those that nobody has touched are told once only.
+    fn holes(&mut self, areas: &[Range<u64>]) -> Result<PageSet, Error> {
+        let path = format!("/proc/{}/pagemap", self.pid);
+        let pagemap = File::open(&path).map_err(|source| failed(self.pid, path, source))?;
+        let (mut holes, mut rest) = (PageSet::new(), PageSet::new());
+        for area in areas {
+            rest |= pages(area);
+            let told = self.each(&pagemap, area, Look::Fast, |region| {
+                holes |= pages(&region);
+            })?;
+            if told.is_err() {
+                holes |= pages(area);
+            }
+        }
+        rest -= &holes;
+        holes |= self.vanished(&rest)?;
+        for run in areas.iter().flat_map(|area| page_runs(&holes, area)) {
+            // Where it fails they are told the next time, too.
+            let _ = self.uffd.write_protect(&run, true);
+        }
+        Ok(holes)
     }
 
     /// On some kernels the scan passes over page tables that are gone altogether (pagemap_scan_pte_hole() in fs/proc/task_mmu.c), so one

@@ -50,15 +50,17 @@ impl Object {
         self.unknown = true;
     }
 
-    /// Notes what was written through its mappings, in a frozen job.
+    /// Notes what was written of its `data` through its mappings, in a frozen job.
     pub(super) fn look(
         &mut self,
         views: &[View],
+        data: &[Range<u64>],
         spaces: &mut BTreeMap<u32, Space>,
     ) -> Result<(), memory::Error> {
         let mut seen = BTreeSet::new();
         for (number, range, offset) in views {
             seen.insert((*number, range.start, range.end, *offset));
+            let length = range.end - range.start;
             let space = (spaces.values_mut()).find(|space| space.number == *number);
             // A tracker that has to stop for it begins anew for the whole process, not for this mapping alone.
             let Some(space) = space.filter(|space| !space.tracker.needs_stop()) else {
@@ -69,7 +71,15 @@ impl Object {
             space
                 .tracker
                 .collect(std::slice::from_ref(range), true, &mut written)?;
-            for run in written.runs(range) {
+            let mut runs = written.runs(range);
+            let inside = |part: &Range<u64>| {
+                let (start, end) = (part.start.max(*offset), part.end.min(offset + length));
+                (start < end).then(|| start - offset + range.start..end - offset + range.start)
+            };
+            let areas: Vec<_> = data.iter().filter_map(inside).collect();
+            let holes = space.tracker.holes(&areas)?;
+            runs.extend(page_runs(&holes, range));
+            for run in runs {
                 let page = |address: u64| (address - range.start + offset) / PAGE_SIZE;
                 self.written.insert_range(page(run.start)..page(run.end));
             }

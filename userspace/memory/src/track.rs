@@ -130,7 +130,7 @@ pub trait WriteTracker: Send {
     /// # Errors
     /// The kernel does not say.
     fn holes(&mut self, areas: &[Range<u64>]) -> Result<PageSet, Error> {
-        let pages = areas.iter().map(|area| pages(area));
+        let pages = areas.iter().map(pages);
         Ok(pages.fold(PageSet::new(), |all, pages| all | pages))
     }
 

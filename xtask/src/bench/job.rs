@@ -67,7 +67,7 @@ impl Workload {
 }
 
 /// How long a job may take to get ready, to run again, or to check itself.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The directory in which a job tells how it is.
 pub(crate) struct Told(PathBuf);

@@ -1,0 +1,125 @@
+//! What processes and threads get once their memory and descriptors are there.
+use images::proto::{Process, Thread};
+use remote::Program;
+
+use super::memory::work_in;
+use crate::files::{Numbers, Shell};
+use crate::host::Host;
+use crate::{cpu, identity, limits, scheduling, signals, timers};
+
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+const PR_SET_PDEATHSIG: u64 = 1;
+const PR_SET_DUMPABLE: u64 = 4;
+const PR_SET_NAME: u64 = 15;
+const PR_SET_TIMERSLACK: u64 = 29;
+
+fn prctl(program: &mut Program, operation: u64, value: u64, label: &str) {
+    let args = [operation.into(), value.into(), 0.into(), 0.into(), 0.into()];
+    program.must(libc::SYS_prctl, &args, label);
+}
+
+pub(super) fn process_state(shell: &mut Shell, process: &Process, host: &Host) {
+    if process.oom_score_adj != host.oom_score_adj {
+        let fd = shell.open_path("/proc/self/oom_score_adj", libc::O_WRONLY as u32);
+        let text = process.oom_score_adj.to_string();
+        let blob = shell.program.bytes(text.as_bytes());
+        shell.program.must(
+            libc::SYS_write,
+            &[fd.into(), blob.into(), text.len().into()],
+            "set oom_score_adj",
+        );
+        shell.close(fd);
+    }
+    let program = &mut shell.program;
+    program.try_call(libc::SYS_umask, &[process.umask.into()], "set the umask");
+    signals::set_actions(program, &process.actions);
+    timers::create(program, &process.posix_timers, host.timer_ids);
+    if process.child_subreaper {
+        prctl(program, PR_SET_CHILD_SUBREAPER, 1, "adopt orphans");
+    }
+    limits::set(program, &process.limits, &host.limits);
+}
+
+pub(super) fn thread_state(
+    process: &Process,
+    thread: &Thread,
+    host: &Host,
+    online: u32,
+) -> Program {
+    let mut program = Program::new();
+    let label = format!("be called {}", String::from_utf8_lossy(&thread.name));
+    let name = program.bytes([&thread.name[..], &[0]].concat());
+    program.must(libc::SYS_prctl, &[PR_SET_NAME.into(), name.into()], label);
+    program.try_call(
+        libc::SYS_set_tid_address,
+        &[thread.clear_child_tid.into()],
+        "set clear_child_tid",
+    );
+    if let Some(place) = &thread.place {
+        program.must(
+            libc::SYS_unshare,
+            &[libc::CLONE_FS.into()],
+            "have a working directory of its own",
+        );
+        let numbers = Numbers::default();
+        let mut shell = Shell { program, numbers };
+        work_in(&mut shell, &place.cwd, place.cwd_deleted, &place.root);
+        program = shell.program;
+        program.try_call(libc::SYS_umask, &[place.umask.into()], "set the umask");
+    }
+    if thread.robust_list != 0 {
+        let args = [thread.robust_list.into(), thread.robust_list_len.into()];
+        program.must(
+            libc::SYS_set_robust_list,
+            &args,
+            "register the robust futex list",
+        );
+    }
+    cpu::set_rseq(&mut program, thread);
+    signals::set_altstack(&mut program, thread);
+    if let Some(wanted) = &thread.scheduling {
+        scheduling::set(&mut program, wanted, &host.scheduling, online);
+    }
+    if thread.timer_slack != 0 {
+        prctl(
+            &mut program,
+            PR_SET_TIMERSLACK,
+            thread.timer_slack,
+            "set the timer slack",
+        );
+    }
+    program.try_call(
+        libc::SYS_personality,
+        &[thread.personality.into()],
+        "set the personality",
+    );
+    signals::queue(
+        &mut program,
+        process.pid,
+        thread.tid,
+        &thread.pending,
+        &process.posix_timers,
+    );
+    if let Some(wanted) = &thread.credentials {
+        // What `assume_files` changed counts as ours for the comparison; it only ever takes away.
+        identity::assume(&mut program, wanted, &host.credentials);
+    }
+    // Changing ids resets these two.
+    if thread.tid == process.pid && process.dumpable <= 1 {
+        prctl(
+            &mut program,
+            PR_SET_DUMPABLE,
+            u64::from(process.dumpable),
+            "set dumpable",
+        );
+    }
+    if thread.parent_death_signal != 0 {
+        prctl(
+            &mut program,
+            PR_SET_PDEATHSIG,
+            u64::from(thread.parent_death_signal),
+            "set the parent-death signal",
+        );
+    }
+    program
+}

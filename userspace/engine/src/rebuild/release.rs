@@ -1,0 +1,126 @@
+//! The last step: registers are set, and everything runs.
+use images::proto::process::State;
+use images::proto::{Process, Thread};
+use remote::seed::{self};
+use remote::stub::{self};
+use remote::{RunError, Stopped, live, sys};
+
+use super::{Builder, broke, expect_stop, failed, missing};
+use crate::files::outer;
+use crate::{RestoreError, RestoreOptions, waits};
+
+impl Builder<'_> {
+    /// Takes the stub out of every process, sets all registers, and lets everything run.
+    pub(super) fn let_go(&mut self, options: &RestoreOptions<'_>) -> Result<(), RestoreError> {
+        if self.init.is_some() {
+            self.become_init(options)?;
+        }
+        let alive: Vec<&Process> = self
+            .snapshot
+            .processes
+            .iter()
+            .filter(|p| p.state() != State::Zombie)
+            .collect();
+        for process in &alive {
+            for thread in &process.threads {
+                self.resume_wait(thread)?;
+            }
+            let (task, _) = self.take(process.pid)?;
+            let task = self
+                .remove_stub(task)
+                .map_err(|error| broke(&self.who(process.pid), error))?;
+            self.put(process.pid, task);
+            for thread in &process.threads {
+                self.set_thread(process, thread)?;
+            }
+        }
+        (options.before_it_runs)();
+        // From here on the job does not need us. Everybody is freed before anybody runs.
+        for task in self.tasks.values() {
+            if let Some(task) = &task.task {
+                task.set_options(0).map_err(failed("letting the job go"))?;
+            }
+        }
+        for process in &alive {
+            if process.state() == State::Stopped
+                && let Some(task) = self.tasks.get(&process.pid)
+            {
+                let _ = sys::kill(task.outer, process.wait_status);
+            }
+        }
+        let seen = |pid: u32| self.tasks.get(&pid).map(|task| task.outer);
+        outer::settle(self.snapshot, self.plan.host.terminal, &seen);
+        for (_, entry) in std::mem::take(&mut self.tasks) {
+            if let Some(task) = entry.task {
+                let _ = task.detach(0);
+            }
+        }
+        Ok(())
+    }
+
+    /// A thread caught in a restartable wait enters it again with the time that was left, so that the kernel knows how to go on.
+    pub(super) fn resume_wait(&mut self, thread: &Thread) -> Result<(), RestoreError> {
+        let Some(slot) = self.tasks.get(&thread.tid).map(|task| task.slot) else {
+            return Ok(());
+        };
+        let Some((mut r, time)) = waits::entry(thread, slot.base) else {
+            return Ok(());
+        };
+        let tid = thread.tid;
+        let (task, _) = self.take(tid)?;
+        let doing = || failed(format!("thread {tid}: entering its wait again"));
+        let time: Vec<u8> = time.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        sys::write_memory(task.tid(), &[(slot.base, &time)]).map_err(doing())?;
+        r.rip = self.syscall_address();
+        task.set_registers(&r).map_err(doing())?;
+        let running = task.resume_to_syscall(0).map_err(doing())?;
+        let task = expect_stop(running, tid)?;
+        // Interrupted before it begins, the call ends as a signal would end it: nothing behind it is ever executed.
+        let task = live::interrupt_stop(task, 0).map_err(|error| broke(&self.who(tid), error))?;
+        let result = task.registers().map_err(doing())?.rax;
+        self.put(tid, task);
+        if let Some(entry) = self.tasks.get_mut(&tid) {
+            entry.entered = Some(result);
+        }
+        Ok(())
+    }
+
+    /// Some `syscall` instruction of the stub.
+    pub(super) fn syscall_address(&self) -> u64 {
+        let at = stub::code()
+            .windows(2)
+            .position(|bytes| bytes == [0x0f, 0x05])
+            .unwrap_or(0);
+        self.plan.block.base + at as u64
+    }
+
+    /// Unmaps the stub by its own last instruction; the task never returns from that call to user mode.
+    pub(super) fn remove_stub(&self, task: Stopped) -> Result<Stopped, RunError> {
+        let block = &self.plan.block;
+        let args = [block.base, block.length() as u64, 0, 0, 0, 0];
+        let (task, _) = seed::call_at(task, self.syscall_address(), libc::SYS_munmap as u64, args)?;
+        live::interrupt_stop(task, 0)
+    }
+
+    pub(super) fn set_thread(
+        &mut self,
+        process: &Process,
+        thread: &Thread,
+    ) -> Result<(), RestoreError> {
+        let who = self.who(thread.tid);
+        let task = self
+            .tasks
+            .get(&thread.tid)
+            .and_then(|task| task.task.as_ref())
+            .ok_or_else(|| missing(thread.tid))?;
+        let _ = process;
+        let entered = self.tasks.get(&thread.tid).and_then(|task| task.entered);
+        let registers = waits::registers(thread, entered).ok_or_else(|| missing(thread.tid))?;
+        task.set_xstate(&thread.xstate)
+            .map_err(failed(format!("{who}: setting the xsave area")))?;
+        task.set_registers(&registers)
+            .map_err(failed(format!("{who}: setting registers")))?;
+        task.set_signal_mask(thread.blocked)
+            .map_err(failed(format!("{who}: setting the signal mask")))
+    }
+}

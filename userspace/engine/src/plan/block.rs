@@ -1,4 +1,5 @@
 //! Room that the job leaves free: addresses and descriptors.
+
 use std::collections::BTreeSet;
 
 use images::proto::{Process, Snapshot};

@@ -1,4 +1,5 @@
 //! Whether this host can restore a snapshot, and whether the snapshot makes sense.
+
 use std::collections::BTreeSet;
 
 use images::PAGE_SIZE;

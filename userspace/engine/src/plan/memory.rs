@@ -1,4 +1,5 @@
 //! The mappings of a process, its program and its directories.
+
 use std::collections::BTreeMap;
 
 use images::proto::mapping::Kind;

@@ -1,4 +1,5 @@
 //! What processes and threads get once their memory and descriptors are there.
+
 use images::proto::{Process, Thread};
 use remote::Program;
 

@@ -1,4 +1,5 @@
 //! The steps of a plan, and how they read.
+
 use images::proto::Regular;
 use remote::Program;
 

@@ -1,4 +1,5 @@
 //! New processes and threads.
+
 use std::io;
 
 use remote::seed::{self, Birth};

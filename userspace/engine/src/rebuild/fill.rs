@@ -1,4 +1,5 @@
 //! Pages: brought in now or left for later, and watched.
+
 use std::io;
 use std::os::fd::AsFd;
 

@@ -1,4 +1,5 @@
 //! The init of a pid namespace of the job's own.
+
 use std::io;
 
 use remote::seed::Birth;

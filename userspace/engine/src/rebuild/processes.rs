@@ -1,4 +1,5 @@
 //! The tree of processes, and those that have ended.
+
 use remote::seed::Birth;
 use remote::stub::{self};
 use remote::{Arg, Program, RunError, Waited, sys};

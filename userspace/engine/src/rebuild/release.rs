@@ -1,4 +1,5 @@
 //! The last step: registers are set, and everything runs.
+
 use images::proto::process::State;
 use images::proto::{Process, Thread};
 use remote::seed::{self};

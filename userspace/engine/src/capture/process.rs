@@ -1,0 +1,193 @@
+//! One process that is alive.
+
+use images::proto::{self, Process, Thread};
+use remote::live::{Lent, Room};
+use remote::sys;
+use tracker::Tracker;
+
+use super::answers::{Answer, with_states};
+use super::lending::interview;
+use super::relations::Ids;
+use crate::files::{Table, directory};
+use crate::freeze::{self, failed};
+use crate::pages::Source;
+use crate::procfs::{Stat, Status};
+use crate::told::{self};
+use crate::{CheckpointError, Refusal, limits, maps, procfs, scheduling, timers, waits};
+
+/// Captures one process that is not a zombie.
+pub(super) fn one(
+    process: &mut freeze::Process,
+    tracker: Option<&Tracker>,
+    status: &Status,
+    stat: &Stat,
+    ids: &Ids,
+    record: &mut Process,
+    table: &mut Table,
+    refusals: &mut Vec<Refusal>,
+    sources: &mut Vec<Source>,
+) -> Result<(), CheckpointError> {
+    let pid = process.pid;
+    let text = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
+    };
+    // What a ckptd that was killed has left is cleared up by asking.
+    let calm = Room::find(pid as i32).is_ok_and(|room| room.is_none_or(|room| room.is_calm()));
+    let waits = told::waits(pid, tracker);
+    let told = match tracker.filter(|_| calm) {
+        Some(tracker) => told::in_bulk(process, status, tracker)?,
+        None => None,
+    };
+    let answers = match told {
+        Some(told) => with_states(process, told)?,
+        None => interview(process, status, timers::parse(&text("timers")?))?,
+    };
+    for Answer {
+        tid,
+        state,
+        rseq,
+        told,
+    } in answers
+    {
+        let Some(thread) = process.threads.get(&tid) else {
+            continue;
+        };
+        let robust = sys::robust_list(tid as i32)
+            .map_err(failed(format!("reading the robust list of thread {tid}")))?;
+        let sched = scheduling::capture(tid)
+            .map_err(failed(format!("reading the scheduling of thread {tid}")))?;
+        let pending = thread
+            .task()?
+            .pending_signals(false)
+            .map_err(failed(format!("reading pending signals of thread {tid}")))?;
+        let record_thread = Thread {
+            tid: told.inner,
+            name: told.name,
+            registers: sys::registers_to_bytes(&state.registers),
+            remaining: waits::remaining(
+                tid,
+                &state,
+                thread.asleep_since,
+                tracker.zip(waits.get(&tid)),
+            ),
+            xstate: state.xstate,
+            blocked: state.mask,
+            pending: pending.iter().map(|info| info.to_vec()).collect(),
+            altstack: told.altstack,
+            robust_list: robust.0,
+            robust_list_len: robust.1,
+            rseq,
+            clear_child_tid: told.clear_child_tid,
+            parent_death_signal: told.death_signal,
+            credentials: Some(told.credentials),
+            scheduling: Some(sched),
+            timer_slack: told.timer_slack,
+            place: told.place,
+            personality: told.personality,
+        };
+        if let Some(told) = told.process {
+            record.actions = told.actions;
+            record.interval_timers = told.interval_timers;
+            record.posix_timers = told.posix_timers;
+            record.child_subreaper = told.child_subreaper;
+            record.dumpable = told.dumpable;
+            record.thp_disabled = told.thp_disabled;
+            let pending = thread
+                .task()?
+                .pending_signals(true)
+                .map_err(failed(format!("reading pending signals of process {pid}")))?;
+            record.pending = pending.iter().map(|info| info.to_vec()).collect();
+            let exe = match table.exe(pid)? {
+                Ok(exe) => exe,
+                Err((why, advice)) => {
+                    refusals.push(Refusal {
+                        pid,
+                        what: "its executable".to_owned(),
+                        why,
+                        advice,
+                    });
+                    0
+                }
+            };
+            let ours = process.lent.as_ref().map_or(0..0, Lent::range);
+            let space = table.spaces.of(pid);
+            let watched = table.spaces.is_watched(pid);
+            let mut memory = maps::capture(pid, tracker, (space, watched), &ours, table, refusals)?;
+            if !watched {
+                maps::guards(pid, &mut memory.space.mappings, maps::EVERYWHERE)?;
+            }
+            memory.space.layout = Some(maps::layout(pid, stat, told.brk, exe)?);
+            sources.push(Source::Process {
+                space,
+                pid,
+                areas: memory.areas,
+                runs: false,
+            });
+            record.memory = Some(memory.space);
+            record.threads.insert(0, record_thread);
+        } else {
+            record.threads.push(record_thread);
+        }
+    }
+    for timer in &mut record.posix_timers {
+        if timer.tid != 0 {
+            timer.tid = Status::read(timer.tid).map_or(timer.tid, |status| status.inner("NSpid"));
+        }
+    }
+    record.descriptors = table.descriptors(pid, tracker, refusals)?;
+    record.cwd = procfs::link(&format!("/proc/{pid}/cwd"))
+        .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
+    record.root = procfs::link(&format!("/proc/{pid}/root"))
+        .map_err(failed(format!("reading /proc/{pid}/root")))?;
+    record.cwd_deleted = directory::is_deleted(&format!("/proc/{pid}/cwd"));
+    if !record.cwd_deleted && !std::path::Path::new(&record.cwd).is_dir() {
+        refusals.push(Refusal {
+            pid,
+            what: format!("its working directory ({})", record.cwd),
+            why: "its path leads nowhere (another mount or namespace?)".to_owned(),
+            advice: "checkpoint when the program works in a directory with a path".to_owned(),
+        });
+    }
+    record.umask = status.octal("Umask");
+    record.limits = limits::parse(&text("limits")?);
+    record.oom_score_adj = text("oom_score_adj")?.trim().parse().unwrap_or(0);
+    let _ = ids;
+    Ok(())
+}
+
+/// Where a thread works that does not share this with its leader.
+pub(super) fn own_place(
+    pid: u32,
+    tid: u32,
+    status: &Status,
+) -> Result<Option<proto::Place>, CheckpointError> {
+    let same = sys::compare(pid as i32, tid as i32, sys::Share::Fs, 0, 0);
+    if tid == pid || same.is_ok_and(|order| order == std::cmp::Ordering::Equal) {
+        return Ok(None);
+    }
+    place(pid, tid, status.octal("Umask")).map(Some)
+}
+
+/// Where a thread works.
+pub(crate) fn place(pid: u32, tid: u32, umask: u32) -> Result<proto::Place, CheckpointError> {
+    let read = |name: &str| {
+        let path = format!("/proc/{pid}/task/{tid}/{name}");
+        procfs::link(&path).map_err(failed(format!("reading {path}")))
+    };
+    Ok(proto::Place {
+        cwd: read("cwd")?,
+        root: read("root")?,
+        umask,
+        cwd_deleted: directory::is_deleted(&format!("/proc/{pid}/task/{tid}/cwd")),
+    })
+}
+
+/// The name of a thread.
+pub(super) fn name(pid: u32, tid: u32) -> Vec<u8> {
+    let mut name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    if name.last() == Some(&b'\n') {
+        name.pop();
+    }
+    name
+}

@@ -1,0 +1,148 @@
+//! Who is who in the job, and what no job may be.
+
+use std::collections::HashMap;
+
+use images::proto::Process;
+use remote::sys;
+
+use crate::procfs::{Stat, Status};
+use crate::{Refusal, procfs};
+
+/// Ids outside and inside the job's pid namespace.
+pub(super) struct Ids {
+    pub(super) inner: HashMap<u32, u32>,
+    pub(super) outer_session: u32,
+    pub(super) outer_group: u32,
+}
+
+/// Everything that can be told from outside to be impossible.
+pub(super) fn check(
+    order: &[u32],
+    statuses: &HashMap<u32, Status>,
+    root: u32,
+    refusals: &mut Vec<Refusal>,
+) {
+    let mut refuse = |pid: u32, what: &str, why: &str, advice: &str| {
+        refusals.push(Refusal {
+            pid,
+            what: what.to_owned(),
+            why: why.to_owned(),
+            advice: advice.to_owned(),
+        });
+    };
+    let namespaces = |pid: u32| {
+        ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"]
+            .map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok())
+    };
+    let (ours, theirs) = (namespaces(std::process::id()), namespaces(root));
+    let ended = statuses
+        .get(&root)
+        .is_some_and(|status| status.state() == 'Z');
+    if !ended && (1..=4).chain(6..8).any(|nth| ours[nth] != theirs[nth]) {
+        let advice = "run ckptd inside the container";
+        refuse(
+            root,
+            "its namespaces",
+            "the job is in other namespaces (a container's) than ckptd",
+            advice,
+        );
+    }
+    for pid in order {
+        let Some(status) = statuses.get(pid) else {
+            continue;
+        };
+        if status.state() == 'Z' {
+            if status.number("Threads") > 1 {
+                refuse(
+                    *pid,
+                    "its leader thread",
+                    "it has ended while other threads run on",
+                    "let the main thread wait for the others",
+                );
+            }
+            continue;
+        }
+        if status.number("Seccomp") != 0 {
+            refuse(
+                *pid,
+                "its seccomp filter",
+                "seccomp filters are not supported yet",
+                "start the program without a sandbox",
+            );
+        }
+        if *pid != root && namespaces(*pid) != theirs && status.state() != 'Z' {
+            refuse(
+                *pid,
+                "its namespaces",
+                "it is in other namespaces than the rest of the job",
+                "start it without unshare or a sandbox",
+            );
+        }
+        let parent = status.number("PPid");
+        for (share, what) in [
+            (sys::Share::Memory, "memory"),
+            (sys::Share::Descriptors, "descriptor table"),
+        ] {
+            let same = statuses.contains_key(&parent)
+                && sys::compare(*pid as i32, parent as i32, share, 0, 0)
+                    .is_ok_and(|order| order == std::cmp::Ordering::Equal);
+            if same {
+                refuse(
+                    *pid,
+                    &format!("its {what}"),
+                    &format!("it shares its {what} with its parent {parent} (clone(2))"),
+                    "use threads, or fork",
+                );
+            }
+        }
+    }
+}
+
+pub(super) fn ids(statuses: &HashMap<u32, Status>, root: u32) -> Ids {
+    let inner = statuses
+        .iter()
+        .map(|(&pid, status)| (pid, status.inner("NSpid")))
+        .collect();
+    let of = |name: &str| statuses.get(&root).map_or(0, |status| status.inner(name));
+    let pid = of("NSpid");
+    // What the root has from those who started it is outside of the job.
+    let outside = |name: &str| if of(name) == pid { u32::MAX } else { of(name) };
+    Ids {
+        inner,
+        outer_session: outside("NSsid"),
+        outer_group: outside("NSpgid"),
+    }
+}
+
+/// Who and whose child a process is.
+pub(super) fn relations(
+    status: &Status,
+    stat: &Stat,
+    ids: &Ids,
+    statuses: &HashMap<u32, Status>,
+) -> Process {
+    let parent = status.number("PPid");
+    let sid = status.inner("NSsid");
+    let pgid = status.inner("NSpgid");
+    Process {
+        pid: status.inner("NSpid"),
+        ppid: if statuses.contains_key(&parent) {
+            ids.inner.get(&parent).copied().unwrap_or(0)
+        } else {
+            0
+        },
+        sid: if sid == ids.outer_session { 0 } else { sid },
+        pgid: if pgid == ids.outer_group { 0 } else { pgid },
+        exit_signal: stat.field(38) as u32,
+        shares_fs: statuses.contains_key(&parent)
+            && sys::compare(
+                status.number("Pid") as i32,
+                parent as i32,
+                sys::Share::Fs,
+                0,
+                0,
+            )
+            .is_ok_and(|order| order == std::cmp::Ordering::Equal),
+        ..Default::default()
+    }
+}

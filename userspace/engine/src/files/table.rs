@@ -1,0 +1,318 @@
+//! All open files of a job while it is captured.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use images::proto::open_file::Kind;
+use images::proto::{Descriptor, OpenFile, SharedMemory};
+use remote::sys;
+use tracker::{FileIdentity, Tracker};
+
+use super::{Held, Why, hold, owner};
+use super::{
+    bulk, datagram, device, epoll, eventfd, inet, inotify, lock, object, outer, path, pidfd, pipe,
+    proc, pty, regular, signalfd, timerfd, unix,
+};
+use crate::areas::Area;
+use crate::freeze::failed;
+use crate::ipc::segments;
+use crate::maps;
+use crate::{CheckpointError, Refusal};
+
+/// Process, descriptor and the id given to the open file behind it.
+pub(super) type Holder = (u32, u32, u32);
+
+/// All open files of a job while it is captured.
+#[derive(Default)]
+pub(crate) struct Table {
+    pub(crate) files: Vec<OpenFile>,
+    pub(crate) shared: Vec<SharedMemory>,
+    /// Descriptors of shared memory objects, to read them by.
+    pub(crate) objects: Vec<(u64, OwnedFd, u64)>,
+    /// First holders of each open file with a device and inode in common, for kcmp.
+    pub(super) holders: HashMap<(u64, u64), Vec<Holder>>,
+    mapped: HashMap<(String, bool), u32>,
+    pub(super) objects_by_inode: HashMap<(u64, u64), u32>,
+    /// Files that are looked at again when all descriptors are known.
+    pub(crate) pending: Vec<(u32, Held)>,
+    pub(crate) outer: outer::Outer,
+    pub(crate) spaces: crate::track::SpaceNumbers,
+    /// Processes of the job: their pids as we see them, and inside the job.
+    pub(crate) members: HashMap<u32, u32>,
+    /// Open files as the kernel tells them apart.
+    pub(super) identities: HashMap<FileIdentity, u32>,
+    /// Files that are found by their paths alone, with device and inode.
+    pub(super) by_path: Vec<(u32, (u64, u64))>,
+}
+
+impl Table {
+    pub(crate) fn new(outer: outer::Outer, spaces: crate::track::SpaceNumbers) -> Self {
+        Self {
+            outer,
+            spaces,
+            ..Default::default()
+        }
+    }
+
+    pub(super) fn add(&mut self, kind: Kind, flags: u32) -> u32 {
+        let id = self.files.len() as u32 + 1;
+        self.files.push(OpenFile {
+            id,
+            flags,
+            kind: Some(kind),
+            ..Default::default()
+        });
+        id
+    }
+
+    /// The file of a mapping; opened anew for it at restore.
+    pub(crate) fn mapped(
+        &mut self,
+        pid: u32,
+        area: &Area,
+        writable: bool,
+    ) -> Result<Result<u32, Why>, CheckpointError> {
+        let flags = if writable {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        } as u32;
+        if area.path.ends_with(" (deleted)") || (writable && object::is_memory(pid, area)) {
+            return self.mapped_object(pid, area, flags);
+        }
+        let key = (area.path.clone(), writable);
+        if let Some(&id) = self.mapped.get(&key) {
+            return Ok(Ok(id));
+        }
+        let device = libc::makedev(area.device.0, area.device.1);
+        match regular::mapped(pid, &area.path, device, area.inode) {
+            Ok(regular) => {
+                let id = self.add(Kind::Regular(regular), flags);
+                self.mapped.insert(key, id);
+                self.by_path.push((id, (device, area.inode)));
+                Ok(Ok(id))
+            }
+            Err(why) => Ok(Err(why)),
+        }
+    }
+
+    /// A mapped file without a name.
+    fn mapped_object(
+        &mut self,
+        pid: u32,
+        area: &Area,
+        flags: u32,
+    ) -> Result<Result<u32, Why>, CheckpointError> {
+        let path = match area.start {
+            0 => format!("/proc/{pid}/exe"),
+            start => format!("/proc/{pid}/map_files/{start:x}-{:x}", area.end),
+        };
+        let file = File::open(&path).map_err(failed(format!("opening {path}")))?;
+        let object = match object::find(self, &file, &area.path) {
+            Ok(object) => object,
+            Err(why) => return Ok(Err(why)),
+        };
+        let key = (format!("object {object}"), flags != 0);
+        if let Some(&id) = self.mapped.get(&key) {
+            return Ok(Ok(id));
+        }
+        let offset = 0;
+        let id = self.add(
+            Kind::Object(images::proto::Object { object, offset }),
+            flags,
+        );
+        self.mapped.insert(key, id);
+        Ok(Ok(id))
+    }
+
+    /// The executed file.
+    pub(crate) fn exe(&mut self, pid: u32) -> Result<Result<u32, Why>, CheckpointError> {
+        let path = maps::exe_path(pid)?;
+        let meta = std::fs::metadata(format!("/proc/{pid}/exe"))
+            .map_err(failed(format!("looking at {path}")))?;
+        let device = (
+            nix::sys::stat::major(meta.dev()) as u32,
+            nix::sys::stat::minor(meta.dev()) as u32,
+        );
+        let area = Area {
+            path,
+            device,
+            inode: meta.ino(),
+            ..Default::default()
+        };
+        self.mapped(pid, &area, false)
+    }
+
+    /// The object behind a shared anonymous mapping.
+    pub(crate) fn shared_memory(&mut self, pid: u32, area: &Area) -> Result<u32, CheckpointError> {
+        let path = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
+        let file = File::open(&path).map_err(failed(format!("opening shared memory {path}")))?;
+        let found = if segments::is(area) {
+            self.segment(&file, &area.path)
+        } else {
+            object::find(self, &file, &area.path)
+        };
+        found.map_err(|(why, advice)| {
+            let what = format!("mapping {:x}-{:x} ({})", area.start, area.end, area.path);
+            CheckpointError::Refused(vec![Refusal {
+                pid,
+                what,
+                why,
+                advice,
+            }])
+        })
+    }
+
+    /// A segment of System V shared memory, by something open on it.
+    pub(crate) fn segment(&mut self, file: &File, link: &str) -> Result<u32, Why> {
+        let inode = file.metadata().map_or(0, |meta| meta.ino());
+        object::add(self, file, link, segments::describe(inode))
+    }
+
+    /// Takes all descriptors of a process.
+    pub(crate) fn descriptors(
+        &mut self,
+        pid: u32,
+        tracker: Option<&Tracker>,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<Vec<Descriptor>, CheckpointError> {
+        let pidfd =
+            sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
+        let mut descriptors = Vec::new();
+        for (fd, told) in bulk::list(pid, tracker) {
+            if let Some(descriptor) = told.as_ref().and_then(|told| bulk::plain(self, pid, told)) {
+                descriptors.push(descriptor);
+                continue;
+            }
+            let identity = told.map(|told| told.identity);
+            let held = hold(pid, &pidfd, fd)?;
+            let what = format!("descriptor {fd} ({})", held.link);
+            match self.descriptor(held, identity) {
+                Ok(descriptor) => descriptors.push(descriptor),
+                Err((why, advice)) => refusals.push(Refusal {
+                    pid,
+                    what,
+                    why,
+                    advice,
+                }),
+            }
+        }
+        Ok(descriptors)
+    }
+
+    /// Takes one, which may lead to an open file that is known already.
+    fn descriptor(
+        &mut self,
+        held: Held,
+        identity: Option<FileIdentity>,
+    ) -> Result<Descriptor, Why> {
+        let (fd, close_on_exec) = (held.fd, held.flags & libc::O_CLOEXEC as u32 != 0);
+        let (locks, locks_of_file) = lock::parse(&held.info)?;
+        let key = (held.meta.dev(), held.meta.ino());
+        let known = match identity {
+            Some(identity) => self.identities.get(&identity).copied(),
+            None => self.holders.get(&key).and_then(|others| {
+                let holder = others.iter().find(|&&(other, other_fd, _)| {
+                    let (a, b) = (u64::from(other_fd), u64::from(fd));
+                    let (one, two) = (other as i32, held.pid as i32);
+                    let same = sys::compare(one, two, sys::Share::File, a, b);
+                    same.is_ok_and(|order| order == std::cmp::Ordering::Equal)
+                });
+                holder.map(|&(_, _, file)| file)
+            }),
+        };
+        let file = match known {
+            Some(file) => file,
+            None => {
+                let kind = self.classify(&held)?;
+                let id = self.add(kind, held.flags & !(libc::O_CLOEXEC as u32));
+                self.files[id as usize - 1].owner = owner(&held);
+                self.files[id as usize - 1].locks = locks_of_file;
+                self.identities.extend(identity.map(|it| (it, id)));
+                let holder = (held.pid, fd, id);
+                self.holders.entry(key).or_default().push(holder);
+                self.pending.push((id, held));
+                id
+            }
+        };
+        Ok(Descriptor {
+            fd,
+            file,
+            close_on_exec,
+            locks,
+        })
+    }
+
+    pub(super) fn classify(&mut self, held: &Held) -> Result<Kind, Why> {
+        if let Some(kind) = self.outer.terminal(held) {
+            return Ok(kind);
+        }
+        if path::is(held.flags) {
+            return path::capture(held);
+        }
+        match held.meta.mode() & libc::S_IFMT {
+            libc::S_IFREG if held.meta.nlink() == 0 => object::capture(self, held),
+            libc::S_IFREG => regular::capture(held),
+            libc::S_IFDIR => regular::directory(held),
+            libc::S_IFCHR => pty::capture(held).unwrap_or_else(|| device::capture(held)),
+            libc::S_IFIFO => Ok(pipe::capture(held)),
+            _ if held.link == "anon_inode:[eventfd]" => Ok(eventfd::capture(held)),
+            _ if held.link == "anon_inode:[eventpoll]" => Ok(epoll::capture()),
+            _ if held.link == "anon_inode:[timerfd]" => timerfd::capture(held),
+            _ if held.link == "anon_inode:[signalfd]" => Ok(signalfd::capture(held)),
+            _ if held.link == "anon_inode:[pidfd]" => Ok(pidfd::capture(held)),
+            _ if held.link == "anon_inode:inotify" => inotify::capture(held),
+            libc::S_IFSOCK
+                if unix::domain(&held.file) == Some(libc::AF_UNIX)
+                    && self.outer.object(held).is_none() =>
+            {
+                unix::capture(held)
+            }
+            libc::S_IFSOCK if inet::is_tcp(&held.file) && self.outer.object(held).is_none() => {
+                inet::capture(held)
+            }
+            libc::S_IFSOCK if datagram::is(&held.file) && self.outer.object(held).is_none() => {
+                datagram::capture(held)
+            }
+            _ => self.outer.object(held).ok_or_else(|| {
+                let what = held.link.split(':').next().unwrap_or_default();
+                let advice =
+                    "checkpoint when it is closed, or see `ckptd doctor` for what is supported";
+                (
+                    format!("files of this kind ({what}) are not supported yet"),
+                    advice.to_owned(),
+                )
+            }),
+        }
+    }
+
+    /// Settles what depends on several descriptors: which pipes lead out of the job, what is in the others, and what epolls watch.
+    pub(crate) fn finish(
+        &mut self,
+        processes: &[(u32, &[Descriptor])],
+        run: pty::Running<'_>,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), CheckpointError> {
+        let mut refuse = |held: &Held, (why, advice): Why| {
+            refusals.push(Refusal {
+                pid: held.pid,
+                what: format!("descriptor {} ({})", held.fd, held.link),
+                why,
+                advice,
+            });
+        };
+        unix::finish(self, &mut refuse);
+        inet::finish(self, &mut refuse);
+        let pending = std::mem::take(&mut self.pending);
+        pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
+        pty::finish(&mut self.files, &pending, run, &mut refuse)?;
+        epoll::finish(&mut self.files, &pending, processes, &mut refuse);
+        proc::finish(&mut self.files, &pending, &self.members, &mut refuse);
+        object::finish_capture(self, &pending);
+        let members: Vec<u32> = self.members.keys().copied().collect();
+        pidfd::finish(&self.files, &pending, &members, &mut refuse);
+        Ok(())
+    }
+}

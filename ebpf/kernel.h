@@ -19,6 +19,12 @@ typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u32 __wsum;
 
+/* include/linux/sched.h */
+#define PF_KTHREAD 0x00200000
+
+/* include/uapi/linux/bpf.h */
+#define BPF_ANY 0
+
 enum bpf_map_type {
 	BPF_MAP_TYPE_UNSPEC,
 	BPF_MAP_TYPE_HASH,
@@ -194,6 +200,10 @@ struct hlist_head {
 };
 
 struct signal_struct {
+	/* Threads that have not ended. */
+	struct {
+		int counter;
+	} live;
 	unsigned int is_child_subreaper : 1;
 	struct hlist_head posix_timers;
 	struct hrtimer real_timer;
@@ -223,6 +233,9 @@ struct task_struct {
 	struct restart_block restart_block;
 	__s32 pid;
 	__s32 tgid;
+	__u32 flags;
+	int exit_state;
+	struct task_struct *real_parent;
 	__u32 pdeath_signal;
 	__u32 personality;
 	unsigned long atomic_flags;
@@ -243,6 +256,10 @@ struct task_struct {
 };
 
 struct seq_file;
+
+struct pt_regs {
+	unsigned long orig_ax;
+};
 
 #pragma clang attribute pop
 

@@ -116,4 +116,33 @@ struct action {
 	__u64 mask;
 };
 
+/* What may change of a process. */
+enum change {
+	CHANGE_THREADS,
+	CHANGE_DESCRIPTORS,
+	CHANGE_MAPPINGS,
+	CHANGE_SIGNALS,
+	CHANGE_TIMERS,
+	CHANGE_CREDENTIALS,
+	CHANGES,
+};
+
+/* A process of a job. */
+struct member {
+	/* When it was seen first, in nanoseconds of CLOCK_MONOTONIC: tells it from a later one with its pid. */
+	__u64 since;
+	/* How often each has changed. */
+	__u32 changes[CHANGES];
+};
+
+/* Where a thread stands among the processes of the machine. */
+struct task {
+	__u32 tid;
+	__u32 tgid;
+	/* The process that it is a child of. */
+	__u32 parent;
+	/* Whether it is a zombie, or on its way there. */
+	__u32 ended;
+};
+
 #endif

@@ -5,7 +5,7 @@ use std::env;
 use std::path::PathBuf;
 use std::process::{Command, exit};
 
-const PROGRAMS: [&str; 3] = ["descriptors", "mappings", "threads"];
+const PROGRAMS: [&str; 5] = ["descriptors", "job", "mappings", "tasks", "threads"];
 
 fn main() {
     let sources =

@@ -142,6 +142,16 @@ impl<'a> Btf<'a> {
         self.id(kind::FUNC, &format!("bpf_iter_{over}"))
     }
 
+    /// The id of the type that stands for a tracepoint and its arguments.
+    pub(crate) fn tracepoint(&self, name: &str) -> Option<u32> {
+        self.id(kind::TYPEDEF, &format!("btf_trace_{name}"))
+    }
+
+    /// The id of a function of the kernel's.
+    pub(crate) fn function(&self, name: &str) -> Option<u32> {
+        self.id(kind::FUNC, name)
+    }
+
     fn id(&self, kind: u32, name: &str) -> Option<u32> {
         let mut all = self.all();
         // Comparing from the start ends at the first difference; finding the ends of all names would take longer.

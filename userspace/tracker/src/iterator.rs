@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{Error, sys};
 
-/// An iterator over what belongs to one process.
+/// An iterator over what belongs to one process, or to all.
 #[derive(Debug)]
 pub(crate) struct TaskIterator {
     name: &'static str,
@@ -20,11 +20,21 @@ impl TaskIterator {
 
     /// Everything the program writes for a process, numbered as in our pid namespace.
     pub(crate) fn read(&self, pid: u32) -> Result<Vec<u8>, Error> {
+        self.read_of(Some(pid))
+    }
+
+    /// Everything the program writes for all processes of our pid namespace.
+    pub(crate) fn read_all(&self) -> Result<Vec<u8>, Error> {
+        self.read_of(None)
+    }
+
+    fn read_of(&self, pid: Option<u32>) -> Result<Vec<u8>, Error> {
         let failed = |doing: &str| {
-            Error::system(format!(
-                "{doing} the BPF iterator {} of process {pid}",
-                self.name
-            ))
+            let whose = pid.map_or_else(
+                || "all processes".to_owned(),
+                |pid| format!("process {pid}"),
+            );
+            Error::system(format!("{doing} the BPF iterator {} of {whose}", self.name))
         };
         let link = sys::link_iterator(self.program.as_fd(), pid).map_err(failed("making"))?;
         let mut file = File::from(sys::open_iterator(link.as_fd()).map_err(failed("opening"))?);

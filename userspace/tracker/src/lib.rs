@@ -13,8 +13,10 @@ mod identity;
 mod iterator;
 mod mappings;
 mod object;
+mod picture;
 mod samples;
 mod sys;
+mod tasks;
 mod threads;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -23,6 +25,8 @@ pub use descriptors::Descriptor;
 pub use error::Error;
 pub use identity::FileIdentity;
 pub use mappings::{Mapping, Place};
+pub use picture::{Change, Hooks, Member, PROCESSES, Picture};
+pub use tasks::Task;
 pub use threads::{Action, Process, Thread, Wait};
 
 use flags::Flags;
@@ -33,6 +37,7 @@ use iterator::TaskIterator;
 pub struct Tracker {
     descriptors: TaskIterator,
     mappings: TaskIterator,
+    tasks: TaskIterator,
     threads: TaskIterator,
     flags: Mutex<Flags>,
     /// Functions of the kernel's.
@@ -54,6 +59,7 @@ impl Tracker {
             mappings: kernel
                 .fit(object::MAPPINGS)?
                 .iterator("mappings", "task_vma")?,
+            tasks: kernel.fit(object::TASKS)?.iterator("tasks", "task")?,
             threads: kernel.fit(object::THREADS)?.iterator("threads", "task")?,
             flags: Mutex::default(),
             restarts: OnceLock::new(),
@@ -84,6 +90,15 @@ impl Tracker {
     /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no threads.
     pub fn threads(&self, pid: u32) -> Result<Vec<Thread>, Error> {
         threads::parse(&self.threads.read(pid)?)
+    }
+
+    /// Every thread of every process of the machine, by process; those of the kernel's own are left out. Ids are those of the first pid
+    /// namespace.
+    ///
+    /// # Errors
+    /// [`Error::System`]: the iterator cannot be made or read.
+    pub fn tasks(&self) -> Result<Vec<Task>, Error> {
+        tasks::parse(&self.tasks.read_all()?)
     }
 
     /// What the kernel calls a function of its own; of those that continue waits.

@@ -1,6 +1,6 @@
 //! From a compiled object to programs in the kernel.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya_obj::Object;
 
@@ -30,8 +30,12 @@ macro_rules! compiled {
 
 /// An iterator over descriptors.
 pub(crate) const DESCRIPTORS: Compiled = compiled!("descriptors");
+/// Who belongs to a job.
+pub(crate) const JOB: Compiled = compiled!("job");
 /// An iterator over mappings.
 pub(crate) const MAPPINGS: Compiled = compiled!("mappings");
+/// An iterator over all threads of the machine.
+pub(crate) const TASKS: Compiled = compiled!("tasks");
 /// An iterator over threads.
 pub(crate) const THREADS: Compiled = compiled!("threads");
 
@@ -65,8 +69,17 @@ impl<'a> Kernel<'a> {
         Ok(Self { btf })
     }
 
-    /// Fits an object to this kernel.
+    /// Fits an object without maps to this kernel.
     pub(crate) fn fit(&self, compiled: Compiled) -> Result<Fitted<'_>, Error> {
+        self.fit_with(compiled, &[])
+    }
+
+    /// Fits an object to this kernel, and to its maps by their names.
+    pub(crate) fn fit_with(
+        &self,
+        compiled: Compiled,
+        maps: &[(&str, &sys::Map)],
+    ) -> Result<Fitted<'_>, Error> {
         let unfit = |why: String| Error::Program {
             name: compiled.name.to_owned(),
             why,
@@ -90,6 +103,14 @@ impl<'a> Kernel<'a> {
             .keys()
             .map(|(section, _)| *section)
             .collect();
+        let definitions = std::mem::take(&mut object.maps);
+        let made = maps.iter().filter_map(|(name, map)| {
+            let definition = definitions.get(*name)?;
+            Some((*name, map.fd(), definition))
+        });
+        object
+            .relocate_maps(made, &sections)
+            .map_err(|error| unfit(whole(&error)))?;
         object
             .relocate_calls(&sections)
             .map_err(|error| unfit(whole(&error)))?;
@@ -132,6 +153,31 @@ impl Fitted<'_> {
         Ok(TaskIterator::new(name, program))
     }
 
+    /// Loads a program and attaches it to a tracepoint, until what is returned is dropped.
+    pub(crate) fn at_tracepoint(&self, name: &str, tracepoint: &str) -> Result<Attached, Error> {
+        let lacks = || Error::Lacks {
+            what: format!("tracepoint {tracepoint}"),
+        };
+        let target = (self.kernel.btf.tracepoint(tracepoint)).ok_or_else(lacks)?;
+        self.attach(name, sys::Attach::Tracepoint, target)
+    }
+
+    /// The same at the beginning of a function of the kernel's; the program is called `in_FUNCTION`.
+    pub(crate) fn at_function(&self, function: &str) -> Result<Attached, Error> {
+        let lacks = || Error::Lacks {
+            what: format!("function {function}"),
+        };
+        let target = (self.kernel.btf.function(function)).ok_or_else(lacks)?;
+        self.attach(&format!("in_{function}"), sys::Attach::Function, target)
+    }
+
+    fn attach(&self, name: &str, how: sys::Attach, target: u32) -> Result<Attached, Error> {
+        let program = self.program(name, how, target)?;
+        let doing = format!("attaching the BPF program {name}");
+        let link = sys::attach(program.as_fd()).map_err(Error::system(doing))?;
+        Ok(Attached { _link: link })
+    }
+
     fn program(&self, name: &str, attach: sys::Attach, target: u32) -> Result<OwnedFd, Error> {
         let unfit = |why: String| Error::Program {
             name: name.to_owned(),
@@ -162,4 +208,10 @@ impl Fitted<'_> {
             },
         })
     }
+}
+
+/// A program that runs whenever the kernel comes by. The kernel drops it with this, or when our process ends.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    _link: OwnedFd,
 }

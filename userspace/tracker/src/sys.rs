@@ -7,17 +7,28 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use aya_obj::generated::bpf_insn;
 
 // include/uapi/linux/bpf.h
+const BPF_MAP_CREATE: i32 = 0;
+const BPF_MAP_LOOKUP_ELEM: i32 = 1;
+const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_PROG_LOAD: i32 = 5;
+const BPF_RAW_TRACEPOINT_OPEN: i32 = 17;
+const BPF_MAP_LOOKUP_BATCH: i32 = 24;
 const BPF_LINK_CREATE: i32 = 28;
 const BPF_ITER_CREATE: i32 = 33;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
+const BPF_TRACE_RAW_TP: u32 = 23;
+const BPF_TRACE_FENTRY: u32 = 24;
 const BPF_TRACE_ITER: u32 = 28;
 
 /// What a tracing program is attached to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attach {
     /// An iterator.
     Iterator,
+    /// A tracepoint.
+    Tracepoint,
+    /// The beginning of a function of the kernel's.
+    Function,
 }
 
 impl Attach {
@@ -25,6 +36,8 @@ impl Attach {
     fn number(self) -> u32 {
         match self {
             Self::Iterator => BPF_TRACE_ITER,
+            Self::Tracepoint => BPF_TRACE_RAW_TP,
+            Self::Function => BPF_TRACE_FENTRY,
         }
     }
 }
@@ -106,20 +119,196 @@ struct TaskInfo {
     padding: u32,
 }
 
-/// bpf(2) for the commands that give a descriptor.
+/// `BPF_MAP_CREATE`'s part.
+#[repr(C)]
+#[derive(Default)]
+struct MapAttributes {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner: u32,
+    node: u32,
+    name: [u8; 16],
+    padding: u32,
+}
+
+/// The part of the commands on one element.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttributes {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `BPF_MAP_LOOKUP_BATCH`'s part.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttributes {
+    from: u64,
+    next: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// `BPF_RAW_TRACEPOINT_OPEN`'s part.
+#[repr(C)]
+#[derive(Default)]
+struct AttachAttributes {
+    name: u64,
+    program: u32,
+    padding: u32,
+}
+
+/// bpf(2).
 ///
 /// # Safety
 /// `attributes` is what the command expects, and each address in it leads to memory of the size it states, for the kernel to read (or
-/// write: the log).
-unsafe fn bpf<A>(command: i32, attributes: &mut A) -> io::Result<OwnedFd> {
+/// write: the log, values, keys).
+unsafe fn bpf<A>(command: i32, attributes: &mut A) -> io::Result<i32> {
     let attributes: *mut A = attributes;
     // SAFETY: the attributes live until the call returns, and their size is theirs; for the rest the caller vouches.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<A>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+    match unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<A>()) } {
+        ..0 => Err(io::Error::last_os_error()),
+        answer => Ok(answer as i32),
     }
+}
+
+/// bpf(2) for the commands that give a descriptor.
+///
+/// # Safety
+/// As for [`bpf`].
+unsafe fn open<A>(command: i32, attributes: &mut A) -> io::Result<OwnedFd> {
+    // SAFETY: the caller vouches.
+    let fd = unsafe { bpf(command, attributes) }?;
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A map of the kernel's for programs and us, with keys of four bytes and values of a fixed size.
+#[derive(Debug)]
+pub(crate) struct Map {
+    fd: OwnedFd,
+    value_size: usize,
+    max_entries: usize,
+}
+
+impl Map {
+    /// Makes it. `map_type` is `BPF_MAP_TYPE_*`.
+    pub(crate) fn create(map_type: u32, value_size: usize, max_entries: u32) -> io::Result<Self> {
+        let mut attributes = MapAttributes {
+            map_type,
+            key_size: size_of::<u32>() as u32,
+            value_size: value_size as u32,
+            max_entries,
+            ..Default::default()
+        };
+        // SAFETY: there are no addresses in it.
+        let fd = unsafe { open(BPF_MAP_CREATE, &mut attributes) }?;
+        Ok(Self {
+            fd,
+            value_size,
+            max_entries: max_entries as usize,
+        })
+    }
+
+    pub(crate) fn fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    fn element(&self, key: &u32, value: u64) -> ElementAttributes {
+        ElementAttributes {
+            map: self.fd() as u32,
+            key: std::ptr::from_ref(key) as u64,
+            value,
+            ..Default::default()
+        }
+    }
+
+    /// Adds or replaces a value.
+    ///
+    /// # Errors
+    /// E2BIG: it is full. EINVAL: the value has another size.
+    pub(crate) fn set(&self, key: u32, value: &[u8]) -> io::Result<()> {
+        if value.len() != self.value_size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: key and value live until the call returns, and the value has the map's size.
+        unsafe {
+            bpf(
+                BPF_MAP_UPDATE_ELEM,
+                &mut self.element(&key, value.as_ptr() as u64),
+            )
+        }
+        .map(drop)
+    }
+
+    /// A value; `None` where there is none.
+    pub(crate) fn get(&self, key: u32) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0; self.value_size];
+        let mut attributes = self.element(&key, value.as_mut_ptr() as u64);
+        // SAFETY: as above, and nobody else looks at the value meanwhile.
+        match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes) } {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All of a hash map: `each` gets keys and values.
+    pub(crate) fn each(&self, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
+        let mut keys = vec![0u32; self.max_entries];
+        let mut values = vec![0u8; self.max_entries * self.value_size];
+        // Where a batch goes on: kernel/bpf/hashtab.c takes the number of a bucket.
+        let mut place = 0u32;
+        let mut first = true;
+        loop {
+            let at = (&raw mut place) as u64;
+            let mut attributes = BatchAttributes {
+                from: if first { 0 } else { at },
+                next: at,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: self.max_entries as u32,
+                map: self.fd() as u32,
+                ..Default::default()
+            };
+            first = false;
+            // SAFETY: keys and values have room for `count` of them, and the place for the number of a bucket.
+            let done = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+            let last = match done {
+                Ok(_) => false,
+                // It was the last one, and may have brought some.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                Err(error) => return Err(error),
+            };
+            let found = attributes.count as usize;
+            for (key, value) in keys.iter().zip(values.chunks(self.value_size)).take(found) {
+                each(*key, value);
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Attaches a program to what it was loaded for, until the descriptor is closed.
+pub(crate) fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = AttachAttributes {
+        program: program.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    // SAFETY: there are no addresses in it.
+    unsafe { open(BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }
 }
 
 /// Loads a tracing program.
@@ -147,14 +336,14 @@ pub(crate) fn load(load: &Load<'_>) -> Result<OwnedFd, Refused> {
         ..Default::default()
     };
     // SAFETY: instructions and license live in `load`; there is no log.
-    let source = match unsafe { bpf(BPF_PROG_LOAD, &mut attributes(&mut [])) } {
+    let source = match unsafe { open(BPF_PROG_LOAD, &mut attributes(&mut [])) } {
         Ok(program) => return Ok(program),
         Err(error) => error,
     };
     let verifier = matches!(source.raw_os_error(), Some(libc::EACCES | libc::EINVAL)).then(|| {
         let mut log = vec![0; 1 << 20];
         // SAFETY: as above, and the log is as long as the attributes say. It fails again, and says why.
-        let _ = unsafe { bpf(BPF_PROG_LOAD, &mut attributes(&mut log)) };
+        let _ = unsafe { open(BPF_PROG_LOAD, &mut attributes(&mut log)) };
         let end = log.iter().position(|&byte| byte == 0).unwrap_or(0);
         let text = String::from_utf8_lossy(&log[..end]).into_owned();
         let last: Vec<&str> = text.lines().rev().take(4).collect();
@@ -166,10 +355,10 @@ pub(crate) fn load(load: &Load<'_>) -> Result<OwnedFd, Refused> {
     })
 }
 
-/// Makes an iterator for one process, by its pid in our namespace.
-pub(crate) fn link_iterator(program: BorrowedFd<'_>, pid: u32) -> io::Result<OwnedFd> {
+/// Makes an iterator for one process, by its pid in our namespace, or for all of them.
+pub(crate) fn link_iterator(program: BorrowedFd<'_>, pid: Option<u32>) -> io::Result<OwnedFd> {
     let info = TaskInfo {
-        process: pid,
+        process: pid.unwrap_or(0),
         ..Default::default()
     };
     let mut attributes = LinkAttributes {
@@ -180,7 +369,7 @@ pub(crate) fn link_iterator(program: BorrowedFd<'_>, pid: u32) -> io::Result<Own
         ..Default::default()
     };
     // SAFETY: `info` outlives the call and has the size stated.
-    unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }
+    unsafe { open(BPF_LINK_CREATE, &mut attributes) }
 }
 
 /// A descriptor to read a new run of an iterator from.
@@ -190,7 +379,7 @@ pub(crate) fn open_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         flags: 0,
     };
     // SAFETY: there are no addresses in it.
-    unsafe { bpf(BPF_ITER_CREATE, &mut attributes) }
+    unsafe { open(BPF_ITER_CREATE, &mut attributes) }
 }
 
 /// Memory that nobody uses, mapped while this lives.

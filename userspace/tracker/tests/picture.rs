@@ -1,5 +1,7 @@
 //! The picture of a job, with processes of our own as the job. All of it needs the right to load BPF programs.
 
+#![allow(clippy::panic, clippy::unwrap_used)] // A test fails by panicking.
+
 use std::collections::HashSet;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -55,7 +57,7 @@ fn begin(processes: u32) -> Option<Picture> {
             println!("{}", picture.hooks());
             Some(picture)
         }
-        Err(error) if unsafe_to_expect() => panic!("{error}"),
+        Err(error) if has_no_excuse() => panic!("{error}"),
         Err(error) => {
             println!("SKIPPED picture: {error}");
             None
@@ -64,7 +66,7 @@ fn begin(processes: u32) -> Option<Picture> {
 }
 
 /// Root on a kernel that describes itself has no excuse.
-fn unsafe_to_expect() -> bool {
+fn has_no_excuse() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let root = status.lines().any(|line| line.starts_with("Uid:\t0\t"));
     root && std::path::Path::new("/sys/kernel/btf/vmlinux").exists()

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 
-use images::proto::{Credentials, IpcObject, Process, Snapshot};
+use images::proto::{Credentials, IpcObject, Process, Snapshot, SystemVQueue};
 pub(crate) use remote::ipc::Kind;
 use remote::{Program, sys};
 
 use crate::Refusal;
 use crate::files::Shell;
+use crate::plan::{Stages, Step};
 use crate::procfs::{Stat, Status};
 
 pub(crate) mod messages;
@@ -370,9 +371,52 @@ fn wanted(snapshot: &Snapshot) -> impl Iterator<Item = Wanted<'_>> {
 }
 
 /// Objects that a restore makes, by their ids.
-pub(crate) fn made(snapshot: &Snapshot, host: &Host) -> Vec<(Kind, u32)> {
+fn made(snapshot: &Snapshot, host: &Host) -> Vec<(Kind, u32)> {
     let made = wanted(snapshot).filter(|wanted| !host.keeps(wanted));
     made.map(|wanted| (wanted.kind, wanted.object.id)).collect()
+}
+
+/// Makes and fills semaphores and queues; segments are made with the rest of shared memory.
+pub(crate) fn rebuild(stages: &mut Stages<'_>, snapshot: &Snapshot, known: (&Host, &Credentials)) {
+    let lasting = made(snapshot, known.0);
+    let makes = |kind, object: Option<&IpcObject>| {
+        object.is_some_and(|object| lasting.contains(&(kind, object.id)))
+    };
+    let first = stages.processes.first().map_or(0, |process| process.pid);
+    stages.stage("make semaphores and queues", |shell, process| {
+        if process.pid != first {
+            return;
+        }
+        for set in &snapshot.semaphores {
+            if makes(Kind::Semaphores, set.object.as_ref()) {
+                semaphores::make(shell, process, known, set);
+            }
+        }
+        for queue in &snapshot.queues {
+            if makes(Kind::Queue, queue.object.as_ref()) {
+                messages::make(shell, process, known, queue);
+            }
+        }
+    });
+    stages.extend(lasting.iter().map(|&(kind, id)| Step::Left { kind, id }));
+    let alive: Vec<u32> = stages.processes.iter().map(|p| p.pid).collect();
+    let sender = |queue: &SystemVQueue| {
+        if alive.contains(&queue.sender) {
+            queue.sender
+        } else {
+            first
+        }
+    };
+    stages.stage("fill semaphores and queues", |shell, process| {
+        for set in &snapshot.semaphores {
+            semaphores::sign(shell, process, set);
+        }
+        for queue in &snapshot.queues {
+            if sender(queue) == process.pid {
+                messages::fill(shell, queue);
+            }
+        }
+    });
 }
 
 /// Why objects of the job's cannot be made again on this host.

@@ -4,32 +4,29 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use images::Checkpoint;
-use images::proto::{IpcObject, Process, SharedMemory, Snapshot, SystemVQueue};
-use remote::Program;
+use images::proto::{Process, SharedMemory, Snapshot};
 
-use crate::files::inet::{self, rebuild::Connections};
-use crate::files::unix::rebuild::{self, Sockets};
-use crate::files::{
-    self, Making, Numbers, Shell, datagram, epoll, inotify, lock, object, pidfd, pty, timerfd,
-};
+use crate::files::inet::rebuild::Connections;
+use crate::files::unix::rebuild::Sockets;
+use crate::files::{self, Making, epoll, inotify, lock, object, pidfd, pty, timerfd};
 use crate::host::Host;
-use crate::ipc::{messages, segments, semaphores};
-use crate::{
-    FilesPolicy, Refusal, RestoreError, RestoreOptions, identity, ipc, signals, timers, tree,
-};
+use crate::ipc::segments;
+use crate::{FilesPolicy, Refusal, RestoreError, RestoreOptions, identity, ipc, tree};
 
 mod block;
 mod check;
 mod memory;
+mod stages;
 mod state;
 mod step;
 
 pub(crate) use block::Block;
 use block::{find_block, free_descriptors};
-use check::{alive, check_files, check_host, check_shape, refusal};
+use check::{alive, check, refusal};
 pub(crate) use memory::Content;
 use memory::{executed_object, finish_memory, map_memory};
-use state::{process_state, thread_state};
+pub(crate) use stages::Stages;
+use state::{process_state, signals_and_timers, thread_states, threads_and_zombies};
 pub(crate) use step::Step;
 
 /// What to do, in order. Made without touching anything.
@@ -115,21 +112,7 @@ pub(crate) fn make(
     files: FilesPolicy,
     taken: &dyn Fn(u32) -> bool,
 ) -> Result<Plan, Vec<Refusal>> {
-    let mut refusals = check_host(snapshot, host);
-    refusals.extend(check_shape(snapshot));
-    let objects = snapshot.shared.iter();
-    refusals.extend(objects.filter_map(|shared| object::check(shared, snapshot.root)));
-    let files_ = snapshot.files.iter();
-    refusals.extend(files_.filter_map(|file| rebuild::check(file, snapshot.root)));
-    let files_ = snapshot.files.iter();
-    refusals.extend(files_.filter_map(|file| inet::check(file, snapshot.root)));
-    let files_ = snapshot.files.iter();
-    refusals.extend(files_.filter_map(|file| datagram::check(file, snapshot.root)));
-    refusals.extend(ipc::check(snapshot, &host.ipc));
-    let cut = check_files(snapshot, files, &mut refusals);
-    if !refusals.is_empty() {
-        return Err(refusals);
-    }
+    let cut = check(snapshot, host, files)?;
     let tree = tree::plan(&snapshot.processes)?;
     let processes: Vec<&Process> = snapshot.processes.iter().filter(alive).collect();
     let block = find_block(snapshot, host).ok_or_else(|| {
@@ -141,11 +124,12 @@ pub(crate) fn make(
             "report this program",
         )]
     })?;
-    let mut ours = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
+    let mut count = 3 + 1 + snapshot.files.len() + snapshot.shared.len() + 1;
     if files::has_sockets(&snapshot.files) {
-        ours += 2 * (snapshot.files.len() + 1);
+        count += 2 * (snapshot.files.len() + 1);
     }
-    let outer = free_descriptors(&processes, ours as u32);
+    let outer = free_descriptors(&processes, count as u32);
+    let ours = outer..outer + count as u32;
     let terminals_taken =
         pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
     // A pid namespace comes with a mount namespace, where /dev/pts can be the job's own.
@@ -163,278 +147,94 @@ pub(crate) fn make(
         objects: &snapshot.shared,
         terminals,
     };
-    let mut steps: Vec<Step> = tree.iter().cloned().map(Step::Tree).collect();
-    // Descriptor tables, as they are when everybody has been forked: only the outer standard descriptors.
-    let mut numbers: BTreeMap<u32, Numbers> = processes
-        .iter()
-        .map(|p| (p.pid, Numbers::new(outer..outer + 3)))
-        .collect();
-    let mut stage =
-        |steps: &mut Vec<Step>, what: &'static str, write: &dyn Fn(&mut Shell, &Process)| {
-            for process in &processes {
-                let table = numbers.remove(&process.pid).unwrap_or_default();
-                let mut shell = Shell {
-                    program: Program::new(),
-                    numbers: table,
-                };
-                write(&mut shell, process);
-                numbers.insert(process.pid, shell.numbers);
-                if !shell.program.is_empty() {
-                    steps.push(Step::Run {
-                        pid: process.pid,
-                        tid: process.pid,
-                        what,
-                        program: shell.program,
-                    });
-                }
-            }
-        };
-    stage(
-        &mut steps,
-        "use files by its own rights",
-        &|shell, process| {
-            if let Some(wanted) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
-                identity::assume_files(&mut shell.program, wanted, &host.credentials);
-            }
-        },
-    );
-    let known = (&host.ipc, &host.credentials);
-    let first = processes.first().map_or(0, |process| process.pid);
-    let mut objects = Vec::new();
-    for shared in &snapshot.shared {
-        let maker = making.object_maker(shared.id);
-        if maker != 0 {
-            let place = making.object_place(shared.id);
-            objects.push((maker, place, shared.space, shared.size));
+    let tree = tree.into_iter().map(Step::Tree).collect();
+    let mut stages = Stages::new(processes, outer, tree);
+    stages.stage("use files by its own rights", |shell, process| {
+        if let Some(wanted) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
+            identity::assume_files(&mut shell.program, wanted, &host.credentials);
         }
-    }
+    });
     let made = |process: &Process| -> Vec<&SharedMemory> {
         let mine = |shared: &&SharedMemory| making.object_maker(shared.id) == process.pid;
         snapshot.shared.iter().filter(mine).collect()
     };
-    stage(&mut steps, "make shared memory", &|shell, process| {
+    let known = (&host.ipc, &host.credentials);
+    stages.stage("make shared memory", |shell, process| {
         for shared in made(process) {
             let place = making.object_place(shared.id);
             object::make(shell, shared, block.spare, place);
             segments::make(shell, process, known, shared, (block.spare, place));
         }
     });
-    let lasting = ipc::made(snapshot, &host.ipc);
-    let makes = |kind, object: Option<&IpcObject>| {
-        object.is_some_and(|object| lasting.contains(&(kind, object.id)))
-    };
-    let sender = |queue: &SystemVQueue| {
-        let mut all = processes.iter();
-        all.find(|process| process.pid == queue.sender)
-            .map_or(first, |process| process.pid)
-    };
-    stage(
-        &mut steps,
-        "make semaphores and queues",
-        &|shell, process| {
-            if process.pid == first {
-                for set in snapshot
-                    .semaphores
-                    .iter()
-                    .filter(|set| makes(ipc::Kind::Semaphores, set.object.as_ref()))
-                {
-                    semaphores::make(shell, process, known, set);
-                }
-                for queue in snapshot
-                    .queues
-                    .iter()
-                    .filter(|queue| makes(ipc::Kind::Queue, queue.object.as_ref()))
-                {
-                    messages::make(shell, process, known, queue);
-                }
-            }
-        },
-    );
-    steps.extend(lasting.iter().map(|&(kind, id)| Step::Left { kind, id }));
-    stage(
-        &mut steps,
-        "fill semaphores and queues",
-        &|shell, process| {
-            for set in &snapshot.semaphores {
-                semaphores::sign(shell, process, set);
-            }
-            for queue in snapshot
-                .queues
-                .iter()
-                .filter(|queue| sender(queue) == process.pid)
-            {
-                messages::fill(shell, queue);
-            }
-        },
-    );
-    stage(&mut steps, "map memory", &|shell, process| {
+    ipc::rebuild(&mut stages, snapshot, known);
+    stages.stage("map memory", |shell, process| {
         map_memory(shell, process, snapshot, content, host, &block, &making);
     });
-    stage(&mut steps, "open files", &|shell, process| {
+    stages.stage("open files", |shell, process| {
         making.make(shell, process.pid);
     });
-    for process in &processes {
-        for (place, flags) in pidfd::dead(&making, process.pid) {
-            let pid = process.pid;
-            steps.push(Step::Dead { pid, place, flags });
-        }
-    }
-    let sockets = Sockets::new(&making, &host.credentials);
-    stage(&mut steps, "make Unix sockets", &|shell, process| {
-        sockets.create(shell, process);
-    });
-    stage(&mut steps, "connect Unix sockets", &|shell, process| {
-        sockets.connect(shell, process);
-    });
-    stage(&mut steps, "accept connections", &|shell, process| {
-        sockets.accept(shell, process);
-    });
-    stage(&mut steps, "take over Unix sockets", &|shell, process| {
-        sockets.hand_over(shell, process);
-    });
-    stage(&mut steps, "fill Unix sockets", &|shell, process| {
-        sockets.fill(shell, process, host.send_buffer);
-    });
-    stage(&mut steps, "finish Unix sockets", &|shell, process| {
-        sockets.finish(shell, process);
-    });
-    let connections = Connections::new(&making);
-    stage(&mut steps, "make TCP sockets", &|shell, process| {
-        connections.create(shell, process);
-    });
-    for connection in connections.connections() {
-        stage(&mut steps, "listen", &|shell, process| {
-            connections.prepare(shell, process, connection);
-        });
-        stage(&mut steps, "connect", &|shell, process| {
-            connections.connect(shell, process, connection);
-        });
-        stage(&mut steps, "accept", &|shell, process| {
-            connections.accept(shell, process, connection);
-        });
-    }
-    stage(&mut steps, "take over TCP sockets", &|shell, process| {
-        connections.hand_over(shell, process);
-    });
-    stage(&mut steps, "fill TCP sockets", &|shell, process| {
-        connections.fill(shell, process, host.send_buffer);
-    });
-    stage(&mut steps, "finish TCP sockets", &|shell, process| {
-        connections.finish(shell, process);
-    });
-    stage(&mut steps, "take over terminals", &|shell, process| {
+    stages.extend(snapshot.processes.iter().filter(alive).flat_map(|process| {
+        let pid = process.pid;
+        let dead = pidfd::dead(&making, pid).into_iter();
+        dead.map(move |(place, flags)| Step::Dead { pid, place, flags })
+    }));
+    Sockets::new(&making, &host.credentials).rebuild(&mut stages, host);
+    Connections::new(&making).rebuild(&mut stages, host);
+    stages.stage("take over terminals", |shell, process| {
         making.make_terminals(shell, process);
     });
-    stage(&mut steps, "put descriptors in place", &|shell, process| {
+    stages.stage("put descriptors in place", |shell, process| {
         making.place_all(shell, process, host);
     });
-    stage(&mut steps, "watch descriptors", &|shell, process| {
+    stages.stage("watch descriptors", |shell, process| {
         epoll::register(shell, &making, process);
     });
-    steps.push(Step::Fill);
-    stage(&mut steps, "finish shared memory", &|shell, process| {
+    stages.extend([Step::Fill]);
+    stages.stage("finish shared memory", |shell, process| {
         for shared in made(process) {
             object::finish(shell, shared, making.object_place(shared.id));
         }
     });
-    stage(&mut steps, "take executables", &|shell, process| {
+    stages.stage("take executables", |shell, process| {
         if let Some(object) = executed_object(process, snapshot) {
             let flags = libc::O_RDONLY as u32;
             let fd = object::reopen(shell, &making, object, process.pid, flags);
             shell.rename(fd, making.place(0), true);
         }
     });
-    stage(&mut steps, "finish memory", &|shell, process| {
-        finish_memory(
-            shell,
-            process,
-            snapshot,
-            content,
-            outer..outer + ours as u32,
-            making.place(0),
-        );
+    stages.stage("finish memory", |shell, process| {
+        let executed = making.place(0);
+        finish_memory(shell, process, snapshot, content, ours.clone(), executed);
     });
-    for process in &processes {
-        for thread in process.threads.iter().skip(1) {
-            steps.push(Step::Thread {
-                pid: process.pid,
-                tid: thread.tid,
-            });
-        }
-    }
-    for process in snapshot.processes.iter().filter(|p| !alive(p)) {
-        steps.push(Step::Zombie {
-            pid: process.pid,
-            wait_status: process.wait_status,
-        });
-    }
-    stage(
-        &mut steps,
-        "set the state of the process",
-        &|shell, process| process_state(shell, process, host),
-    );
-    for process in &processes {
-        for thread in &process.threads {
-            let online = snapshot.host.as_ref().map_or(0, |h| h.cpus);
-            let program = thread_state(process, thread, host, online);
-            steps.push(Step::Run {
-                pid: process.pid,
-                tid: thread.tid,
-                what: "set the state of the thread",
-                program,
-            });
-        }
-    }
-    for regular in cut {
-        steps.push(Step::CutBack { regular });
-    }
-    stage(
-        &mut steps,
-        "take locks and watch files",
-        &|shell, process| {
-            lock::take(shell, &making, process);
-            inotify::watch(shell, &making, process);
-        },
-    );
-    stage(
-        &mut steps,
-        "queue signals and start timers",
-        &|shell, process| {
-            timerfd::arm(shell, &making, process);
-            let program = &mut shell.program;
-            signals::drain(program);
-            signals::queue(
-                program,
-                process.pid,
-                0,
-                &process.pending,
-                &process.posix_timers,
-            );
-            let pending = || {
-                process
-                    .pending
-                    .iter()
-                    .chain(process.threads.iter().flat_map(|thread| &thread.pending))
-            };
-            let is_pending = |timer: &_| pending().any(|info| signals::is_from(info, timer));
-            timers::arm(
-                program,
-                &process.interval_timers,
-                &process.posix_timers,
-                &is_pending,
-            );
-        },
-    );
-    steps.push(Step::LetGo);
+    stages.extend(threads_and_zombies(snapshot));
+    stages.stage("set the state of the process", |shell, process| {
+        process_state(shell, process, host);
+    });
+    stages.extend(thread_states(snapshot, host));
+    stages.extend(cut.into_iter().map(|regular| Step::CutBack { regular }));
+    stages.stage("take locks and watch files", |shell, process| {
+        lock::take(shell, &making, process);
+        inotify::watch(shell, &making, process);
+    });
+    stages.stage("queue signals and start timers", |shell, process| {
+        timerfd::arm(shell, &making, process);
+        signals_and_timers(&mut shell.program, process);
+    });
+    stages.extend([Step::LetGo]);
+    let find = |shared: &SharedMemory| {
+        let maker = making.object_maker(shared.id);
+        let place = making.object_place(shared.id);
+        (maker != 0).then_some((maker, place, shared.space, shared.size))
+    };
     Ok(Plan {
-        steps,
+        steps: stages.finish(),
         namespace,
         terminals: terminals_taken,
         block,
-        objects,
+        objects: snapshot.shared.iter().filter_map(find).collect(),
         host: host.clone(),
         outer,
-        ours: outer..outer + ours as u32,
+        ours,
         content: BTreeMap::new(),
     })
 }

@@ -8,12 +8,35 @@ use images::proto::open_file::Kind as FileKind;
 use images::proto::process::State;
 use images::proto::{Mapping, Process, Regular, Snapshot};
 
-use crate::files::regular;
+use crate::files::{datagram, inet, object, regular, unix};
 use crate::host::Host;
-use crate::{FilesPolicy, Refusal, cpu, limits, tree};
+use crate::{FilesPolicy, Refusal, cpu, ipc, limits, tree};
 
 pub(super) fn alive(process: &&Process) -> bool {
     process.state() != State::Zombie
+}
+
+/// Every reason why this host cannot restore the snapshot, or the files to be cut back.
+pub(super) fn check(
+    snapshot: &Snapshot,
+    host: &Host,
+    policy: FilesPolicy,
+) -> Result<Vec<Regular>, Vec<Refusal>> {
+    let root = snapshot.root;
+    let mut refusals = check_host(snapshot, host);
+    refusals.extend(check_shape(snapshot));
+    let objects = snapshot.shared.iter();
+    refusals.extend(objects.filter_map(|shared| object::check(shared, root)));
+    for check in [unix::rebuild::check, inet::check, datagram::check] {
+        refusals.extend(snapshot.files.iter().filter_map(|file| check(file, root)));
+    }
+    refusals.extend(ipc::check(snapshot, &host.ipc));
+    let cut = check_files(snapshot, policy, &mut refusals);
+    if refusals.is_empty() {
+        Ok(cut)
+    } else {
+        Err(refusals)
+    }
 }
 
 pub(super) fn refusal(pid: u32, what: &str, why: &str, advice: &str) -> Refusal {
@@ -25,7 +48,7 @@ pub(super) fn refusal(pid: u32, what: &str, why: &str, advice: &str) -> Refusal 
     }
 }
 
-pub(super) fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
+fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let job = snapshot.host.clone().unwrap_or_default();
     if job.arch != host.record.arch {
@@ -76,7 +99,7 @@ pub(super) fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
 }
 
 /// What no image of ours says. Addresses and descriptors are used as they are, so they are looked at first.
-pub(super) fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
+fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
     let mut bad = Vec::new();
     let mut say = |pid: u32, what: &str| {
         bad.push(refusal(
@@ -171,7 +194,7 @@ pub(super) fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
 }
 
 /// Looks at all regular files; gives those to be cut back.
-pub(super) fn check_files(
+fn check_files(
     snapshot: &Snapshot,
     policy: FilesPolicy,
     refusals: &mut Vec<Refusal>,

@@ -1,9 +1,11 @@
 //! What processes and threads get once their memory and descriptors are there.
 
-use images::proto::{Process, Thread};
+use images::proto::{Process, Snapshot, Thread};
 use remote::Program;
 
+use super::check::alive;
 use super::memory::work_in;
+use super::step::Step;
 use crate::files::{Numbers, Shell};
 use crate::host::Host;
 use crate::{cpu, identity, limits, scheduling, signals, timers};
@@ -41,12 +43,61 @@ pub(super) fn process_state(shell: &mut Shell, process: &Process, host: &Host) {
     limits::set(program, &process.limits, &host.limits);
 }
 
-pub(super) fn thread_state(
-    process: &Process,
-    thread: &Thread,
-    host: &Host,
-    online: u32,
-) -> Program {
+/// Everybody's further threads; and who has ended ends again, now that nobody is forked any more.
+pub(super) fn threads_and_zombies(snapshot: &Snapshot) -> impl Iterator<Item = Step> {
+    let processes = snapshot.processes.iter();
+    let threads = processes.clone().filter(alive).flat_map(|process| {
+        let pid = process.pid;
+        let further = process.threads.iter().skip(1);
+        further.map(move |thread| Step::Thread {
+            pid,
+            tid: thread.tid,
+        })
+    });
+    let zombies = processes.filter(|process| !alive(process));
+    threads.chain(zombies.map(|process| Step::Zombie {
+        pid: process.pid,
+        wait_status: process.wait_status,
+    }))
+}
+
+pub(super) fn thread_states(snapshot: &Snapshot, host: &Host) -> impl Iterator<Item = Step> {
+    let online = snapshot.host.as_ref().map_or(0, |host| host.cpus);
+    let alive = snapshot.processes.iter().filter(alive);
+    alive.flat_map(move |process| {
+        process.threads.iter().map(move |thread| Step::Run {
+            pid: process.pid,
+            tid: thread.tid,
+            what: "set the state of the thread",
+            program: thread_state(process, thread, host, online),
+        })
+    })
+}
+
+/// Last of all, so that no timer has gone off when the job goes on.
+pub(super) fn signals_and_timers(program: &mut Program, process: &Process) {
+    signals::drain(program);
+    signals::queue(
+        program,
+        process.pid,
+        0,
+        &process.pending,
+        &process.posix_timers,
+    );
+    let pending = || {
+        let of_threads = process.threads.iter().flat_map(|thread| &thread.pending);
+        process.pending.iter().chain(of_threads)
+    };
+    let is_pending = |timer: &_| pending().any(|info| signals::is_from(info, timer));
+    timers::arm(
+        program,
+        &process.interval_timers,
+        &process.posix_timers,
+        &is_pending,
+    );
+}
+
+fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) -> Program {
     let mut program = Program::new();
     let label = format!("be called {}", String::from_utf8_lossy(&thread.name));
     let name = program.bytes([&thread.name[..], &[0]].concat());

@@ -6,6 +6,8 @@ use remote::{Expect, sockets};
 
 use super::address;
 use crate::files::{Making, STATUS_FLAGS, Shell, options};
+use crate::host::Host;
+use crate::plan::Stages;
 
 const BACKLOG: u32 = 4096;
 const PIECE: usize = 64 << 10;
@@ -66,7 +68,7 @@ impl<'a> Connections<'a> {
     }
 
     /// Both ends of each connection once. The end that a listening socket has the address of was accepted; else the younger.
-    pub(crate) fn connections(&self) -> Vec<Connection> {
+    fn connections(&self) -> Vec<Connection> {
         let mut all = Vec::new();
         for (id, socket, _) in self.all().filter(|(_, s, _)| s.other != 0) {
             let other = self.all().find(|(_, s, _)| s.inode == socket.other);
@@ -128,8 +130,35 @@ impl<'a> Connections<'a> {
             .must(libc::SYS_bind, &args, format!("bind it to {at}"));
     }
 
+    /// All stages of it: one connection after the other, then what is on its way in all of them.
+    pub(crate) fn rebuild(&self, stages: &mut Stages<'_>, host: &Host) {
+        stages.stage("make TCP sockets", |shell, process| {
+            self.create(shell, process);
+        });
+        for connection in self.connections() {
+            stages.stage("listen", |shell, process| {
+                self.prepare(shell, process, connection);
+            });
+            stages.stage("connect", |shell, process| {
+                self.connect(shell, process, connection);
+            });
+            stages.stage("accept", |shell, process| {
+                self.accept(shell, process, connection);
+            });
+        }
+        stages.stage("take over TCP sockets", |shell, process| {
+            self.hand_over(shell, process);
+        });
+        stages.stage("fill TCP sockets", |shell, process| {
+            self.fill(shell, process, host.send_buffer);
+        });
+        stages.stage("finish TCP sockets", |shell, process| {
+            self.finish(shell, process);
+        });
+    }
+
     /// Step 1: sockets and their addresses.
-    pub(crate) fn create(&self, shell: &mut Shell, process: &Process) {
+    fn create(&self, shell: &mut Shell, process: &Process) {
         let servers: Vec<u32> = self.connections().iter().map(|c| c.server).collect();
         for (id, socket, _) in self.all() {
             if self.maker(id) != process.pid || servers.contains(&id) {
@@ -145,7 +174,7 @@ impl<'a> Connections<'a> {
     }
 
     /// Step 2, for each connection: the accepting side is there if it is not anyway,
-    pub(crate) fn prepare(&self, shell: &mut Shell, process: &Process, connection: Connection) {
+    fn prepare(&self, shell: &mut Shell, process: &Process, connection: Connection) {
         let server = self.find(connection.server);
         let Some((id, socket, _)) = server.filter(|_| connection.listener.is_none()) else {
             return;
@@ -159,7 +188,7 @@ impl<'a> Connections<'a> {
     }
 
     /// the other side connects,
-    pub(crate) fn connect(&self, shell: &mut Shell, process: &Process, connection: Connection) {
+    fn connect(&self, shell: &mut Shell, process: &Process, connection: Connection) {
         let client = self.find(connection.client);
         let Some((id, socket, _)) = client.filter(|(id, ..)| self.maker(*id) == process.pid) else {
             return;
@@ -174,7 +203,7 @@ impl<'a> Connections<'a> {
     }
 
     /// and is accepted.
-    pub(crate) fn accept(&self, shell: &mut Shell, process: &Process, connection: Connection) {
+    fn accept(&self, shell: &mut Shell, process: &Process, connection: Connection) {
         let by = connection.listener.unwrap_or(connection.server);
         if self.maker(by) != process.pid {
             return;
@@ -193,7 +222,7 @@ impl<'a> Connections<'a> {
     }
 
     /// Step 3: accepted sockets go to who passes them on.
-    pub(crate) fn hand_over(&self, shell: &mut Shell, process: &Process) {
+    fn hand_over(&self, shell: &mut Shell, process: &Process) {
         for connection in self.connections() {
             let id = connection.server;
             let from = self.maker(connection.listener.unwrap_or(id));
@@ -206,7 +235,7 @@ impl<'a> Connections<'a> {
     }
 
     /// Step 4: what had arrived is sent again, and ends that write no more say so.
-    pub(crate) fn fill(&self, shell: &mut Shell, process: &Process, usual: i32) {
+    fn fill(&self, shell: &mut Shell, process: &Process, usual: i32) {
         for (id, socket, _) in self.all().filter(|(_, s, _)| s.other != 0) {
             let other = self.all().find(|(_, s, _)| s.inode == socket.other);
             let Some((_, other, _)) = other.filter(|_| self.maker(id) == process.pid) else {
@@ -234,7 +263,7 @@ impl<'a> Connections<'a> {
     }
 
     /// Step 5: what would have been in the way.
-    pub(crate) fn finish(&self, shell: &mut Shell, process: &Process) {
+    fn finish(&self, shell: &mut Shell, process: &Process) {
         for (id, socket, file) in self.all() {
             if self.maker(id) != process.pid {
                 continue;

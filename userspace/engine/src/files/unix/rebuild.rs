@@ -8,6 +8,8 @@ use remote::{Arg, Blob};
 
 use super::{is_path, taken};
 use crate::files::{Making, STATUS_FLAGS, Shell, options};
+use crate::host::Host;
+use crate::plan::Stages;
 use crate::{Refusal, identity};
 
 /// Connections that wait to be accepted meanwhile, at most (net.core.somaxconn limits it further).
@@ -215,8 +217,30 @@ impl<'a> Sockets<'a> {
         shell.program.must(libc::SYS_bind, &args, label);
     }
 
+    /// All stages of it: sockets are made, connected, accepted, handed on, filled, and shut down as they were.
+    pub(crate) fn rebuild(&self, stages: &mut Stages<'_>, host: &Host) {
+        stages.stage("make Unix sockets", |shell, process| {
+            self.create(shell, process);
+        });
+        stages.stage("connect Unix sockets", |shell, process| {
+            self.connect(shell, process);
+        });
+        stages.stage("accept connections", |shell, process| {
+            self.accept(shell, process);
+        });
+        stages.stage("take over Unix sockets", |shell, process| {
+            self.hand_over(shell, process);
+        });
+        stages.stage("fill Unix sockets", |shell, process| {
+            self.fill(shell, process, host.send_buffer);
+        });
+        stages.stage("finish Unix sockets", |shell, process| {
+            self.finish(shell, process);
+        });
+    }
+
     /// Step 1: sockets and their names.
-    pub(crate) fn create(&self, shell: &mut Shell, process: &Process) {
+    fn create(&self, shell: &mut Shell, process: &Process) {
         let making = self.making;
         for found in self.all() {
             let (id, socket, _) = found;
@@ -256,7 +280,7 @@ impl<'a> Sockets<'a> {
     }
 
     /// Step 2: connections.
-    pub(crate) fn connect(&self, shell: &mut Shell, process: &Process) {
+    fn connect(&self, shell: &mut Shell, process: &Process) {
         let making = self.making;
         for connection in self.connections() {
             let position = connection.position;
@@ -292,7 +316,7 @@ impl<'a> Sockets<'a> {
     }
 
     /// Step 3: listening sockets accept.
-    pub(crate) fn accept(&self, shell: &mut Shell, process: &Process) {
+    fn accept(&self, shell: &mut Shell, process: &Process) {
         let making = self.making;
         let mut done = Vec::new();
         for connection in self.connections() {
@@ -324,7 +348,7 @@ impl<'a> Sockets<'a> {
     }
 
     /// Step 4: sockets go to who passes them on, and connections that nobody accepts yet are made.
-    pub(crate) fn hand_over(&self, shell: &mut Shell, process: &Process) {
+    fn hand_over(&self, shell: &mut Shell, process: &Process) {
         let making = self.making;
         for found in self.all() {
             let (id, from) = (found.0, self.birthplace(found));
@@ -349,7 +373,7 @@ impl<'a> Sockets<'a> {
     }
 
     /// Step 5: what is on its way to the sockets of a process.
-    pub(crate) fn fill(&self, shell: &mut Shell, process: &Process, usual: i32) {
+    fn fill(&self, shell: &mut Shell, process: &Process, usual: i32) {
         for found in self.all() {
             let (id, socket, _) = found;
             if self.maker(id) != process.pid || socket.queue.is_empty() {
@@ -430,7 +454,7 @@ impl<'a> Sockets<'a> {
     }
 
     /// Step 6: what would have been in the way.
-    pub(crate) fn finish(&self, shell: &mut Shell, process: &Process) {
+    fn finish(&self, shell: &mut Shell, process: &Process) {
         let making = self.making;
         for found in self.all() {
             let (id, socket, file) = found;

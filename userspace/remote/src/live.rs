@@ -400,7 +400,7 @@ pub fn recover(tid: i32) -> Option<Stopped> {
     let running = Running::attached(tid);
     running.interrupt().ok()?;
     // Only of a stopped task can this be asked; then there may be nothing left to wait for.
-    if crate::sys::ptrace_registers(tid).is_ok() {
+    if crate::sys::ptrace::registers(tid).is_ok() {
         return Some(Stopped::known(tid));
     }
     match running.wait() {
@@ -414,7 +414,7 @@ pub fn recover(tid: i32) -> Option<Stopped> {
 pub fn interrupt_stop(task: Stopped, signal: i32) -> Result<Stopped, RunError> {
     let tid = task.tid();
     let fail = |doing| move |source| RunError::System { tid, doing, source };
-    crate::sys::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(fail("stopping"))?;
+    crate::sys::ptrace::request(libc::PTRACE_INTERRUPT, tid, 0, 0).map_err(fail("stopping"))?;
     let running = task.resume(signal).map_err(fail("resuming"))?;
     match running.wait().map_err(fail("waiting"))? {
         Waited::Gone => Err(RunError::Gone(tid)),

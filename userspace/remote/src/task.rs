@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::sys;
+use crate::sys::ptrace;
 
 /// General registers as `PTRACE_GETREGSET(NT_PRSTATUS)` gives them on x86-64.
 pub type Registers = libc::user_regs_struct;
@@ -60,7 +60,7 @@ impl Running {
     /// # Errors
     /// EPERM: no right, or somebody else traces it; ESRCH: gone.
     pub fn seize(tid: i32, options: i32) -> io::Result<Self> {
-        sys::ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64)?;
+        ptrace::request(libc::PTRACE_SEIZE, tid, 0, options as u64)?;
         Ok(Self { tid })
     }
 
@@ -76,7 +76,7 @@ impl Running {
 
     /// Asks the task to stop; [`Running::wait`] sees it stopped.
     pub fn interrupt(&self) -> io::Result<()> {
-        sys::ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0)
+        ptrace::request(libc::PTRACE_INTERRUPT, self.tid, 0, 0)
     }
 
     /// Waits until the task stops or ends.
@@ -87,7 +87,7 @@ impl Running {
         const EAGER: u32 = 50;
         let (mut running, mut turn) = (self, 0u32);
         loop {
-            let ended = turn != 0 && turn % EAGER == 0 && sys::is_zombie(running.tid);
+            let ended = turn != 0 && turn % EAGER == 0 && ptrace::is_zombie(running.tid);
             running = match running.poll()? {
                 Ok(waited) => return Ok(waited),
                 Err(_) if ended => return Ok(Waited::Gone),
@@ -104,16 +104,16 @@ impl Running {
 
     /// As [`Running::wait`], without waiting: the task itself when nothing has happened yet.
     pub fn poll(self) -> io::Result<Result<Waited, Running>> {
-        Ok(match sys::wait(self.tid)? {
+        Ok(match ptrace::wait(self.tid)? {
             Some(waited) => Ok(Self::waited(self.tid, waited)),
             None => Err(self),
         })
     }
 
-    fn waited(tid: i32, waited: sys::Wait) -> Waited {
+    fn waited(tid: i32, waited: ptrace::Wait) -> Waited {
         let status = match waited {
-            sys::Wait::Ended => return Waited::Gone,
-            sys::Wait::Stopped(status) => status,
+            ptrace::Wait::Ended => return Waited::Gone,
+            ptrace::Wait::Stopped(status) => status,
         };
         let signal = libc::WSTOPSIG(status);
         let stop = match status >> 16 {
@@ -157,40 +157,40 @@ impl Stopped {
     }
 
     fn restart(self, request: u32, signal: i32) -> io::Result<Running> {
-        sys::ptrace(request, self.tid, 0, signal as u64)?;
+        ptrace::request(request, self.tid, 0, signal as u64)?;
         Ok(Running { tid: self.tid })
     }
 
     /// Lets the task go for good, delivering `signal` (0: none).
     pub fn detach(self, signal: i32) -> io::Result<()> {
-        sys::ptrace(libc::PTRACE_DETACH, self.tid, 0, signal as u64)
+        ptrace::request(libc::PTRACE_DETACH, self.tid, 0, signal as u64)
     }
 
     /// Replaces the trace options (`PTRACE_O_*`).
     pub fn set_options(&self, options: i32) -> io::Result<()> {
-        sys::ptrace(libc::PTRACE_SETOPTIONS, self.tid, 0, options as u64)
+        ptrace::request(libc::PTRACE_SETOPTIONS, self.tid, 0, options as u64)
     }
 
     /// The id of the new task, at a fork, vfork or clone event.
     pub fn event_message(&self) -> io::Result<u64> {
-        sys::ptrace_event_message(self.tid)
+        ptrace::event_message(self.tid)
     }
 
     /// General registers.
     pub fn registers(&self) -> io::Result<Registers> {
-        sys::ptrace_registers(self.tid)
+        ptrace::registers(self.tid)
     }
 
     /// Sets the general registers. With `orig_rax` a system call's number and `rax` one of the kernel's -ERESTART*
     /// codes, the kernel continues that call when the task is resumed from an interrupt or signal stop
     /// (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
     pub fn set_registers(&self, registers: &Registers) -> io::Result<()> {
-        sys::ptrace_set_registers(self.tid, registers)
+        ptrace::set_registers(self.tid, registers)
     }
 
     /// The whole xsave area (`NT_X86_XSTATE`), in the standard format.
     pub fn xstate(&self) -> io::Result<Vec<u8>> {
-        sys::ptrace_xstate(self.tid)
+        ptrace::xstate(self.tid)
     }
 
     /// Sets the xsave area.
@@ -198,38 +198,38 @@ impl Stopped {
     /// # Errors
     /// EINVAL when this CPU lacks a component that is in use.
     pub fn set_xstate(&self, area: &[u8]) -> io::Result<()> {
-        sys::ptrace_set_xstate(self.tid, area)
+        ptrace::set_xstate(self.tid, area)
     }
 
     /// The signal mask; bit n-1 is signal n.
     pub fn signal_mask(&self) -> io::Result<u64> {
-        sys::ptrace_signal_mask(self.tid)
+        ptrace::signal_mask(self.tid)
     }
 
     /// Sets the signal mask.
     pub fn set_signal_mask(&self, mask: u64) -> io::Result<()> {
-        sys::ptrace_set_signal_mask(self.tid, mask)
+        ptrace::set_signal_mask(self.tid, mask)
     }
 
     /// Signals pending for this thread, or with `shared` for its whole process, in queue order, each as the
     /// kernel's siginfo_t.
     pub fn pending_signals(&self, shared: bool) -> io::Result<Vec<[u8; 128]>> {
-        sys::ptrace_pending_signals(self.tid, shared)
+        ptrace::pending_signals(self.tid, shared)
     }
 
     /// siginfo_t of the signal the task has stopped for.
     pub fn signal_info(&self) -> io::Result<[u8; 128]> {
-        sys::ptrace_signal_info(self.tid)
+        ptrace::signal_info(self.tid)
     }
 
     /// Replaces the siginfo_t that is delivered with the signal the task has stopped for.
     pub fn set_signal_info(&self, info: &[u8; 128]) -> io::Result<()> {
-        sys::ptrace_set_signal_info(self.tid, info)
+        ptrace::set_signal_info(self.tid, info)
     }
 
     /// The registered restartable-sequence area: address, size, signature, flags; zeros where there is none.
     pub fn rseq(&self) -> io::Result<(u64, u32, u32, u32)> {
-        sys::ptrace_rseq(self.tid)
+        ptrace::rseq(self.tid)
     }
 
     /// Writes into the task's memory whatever its protection; private pages are copied first
@@ -237,7 +237,7 @@ impl Stopped {
     pub fn poke(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
         for (i, word) in bytes.chunks_exact(8).enumerate() {
             let word = u64::from_ne_bytes(word.try_into().unwrap_or_default());
-            sys::ptrace(
+            ptrace::request(
                 libc::PTRACE_POKEDATA,
                 self.tid,
                 address + 8 * i as u64,

@@ -14,7 +14,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 static __always_inline int closes_on_exec(struct task_struct *task, __u32 fd)
 {
-	unsigned long *bits = task->files->fdt->close_on_exec;
+	unsigned long *bits = BPF_CORE_READ(task, files, fdt, close_on_exec);
 	unsigned long word = 0;
 
 	bpf_probe_read_kernel(&word, sizeof(word), bits + fd / WORD_BITS);
@@ -27,7 +27,7 @@ static __always_inline int sends_signals(struct file *file)
 	struct file___embedded *older = (void *)file;
 
 	if (bpf_core_field_exists(file->f_owner))
-		return file->f_owner != 0;
+		return BPF_CORE_READ(file, f_owner) != 0;
 	return BPF_CORE_READ(older, f_owner.pid) || BPF_CORE_READ(older, f_owner.signum);
 }
 
@@ -39,21 +39,23 @@ int descriptors(struct bpf_iter__task_file *ctx)
 	struct file *file = ctx->file;
 	struct descriptor record = {};
 	char path[PATH_SIZE] = {};
+	struct inode *inode;
 	long size;
 
 	/* Threads that do not share their leader's descriptors come up too. */
 	if (!task || !file || task->pid != task->tgid)
 		return 0;
 	record.file = (__u64)file;
-	record.inode = file->f_inode->i_ino;
+	inode = BPF_CORE_READ(file, f_inode);
+	record.inode = BPF_CORE_READ(inode, i_ino);
 	record.position = file->f_pos;
 	record.fd = ctx->fd;
-	record.device = file->f_inode->i_sb->s_dev;
-	record.mode = file->f_inode->i_mode;
+	record.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	record.mode = BPF_CORE_READ(inode, i_mode);
 	record.flags = file->f_flags & ~O_CLOEXEC;
 	if (closes_on_exec(task, ctx->fd))
 		record.flags |= O_CLOEXEC;
-	record.special = file->f_inode->i_flctx || sends_signals(file);
+	record.special = BPF_CORE_READ(inode, i_flctx) || sends_signals(file);
 	size = bpf_d_path(&file->f_path, path, sizeof(path));
 	if (size < 0 || size >= PATH_SIZE)
 		size = 0;

@@ -4,6 +4,9 @@
  * lies is filled in when a program is loaded, from the running kernel's own description (BTF); what a kernel may lack is
  * asked for with bpf_core_field_exists. Order and completeness do not matter. Arrays of open length have one element here: what relocates
  * the programs takes index 0 of an empty one for a mistake.
+ *
+ * Pointers are read with BPF_CORE_READ, never as p->q: for each that is loaded from what the verifier trusts, it looks through the names
+ * of all types of the kernel, which takes milliseconds (Linux 6.18, kernel/bpf/verifier.c, btf_nested_type_is_trusted).
  */
 #ifndef CKPTD_KERNEL_H
 #define CKPTD_KERNEL_H

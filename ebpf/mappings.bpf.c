@@ -38,29 +38,30 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	record.start = vma->vm_start;
 	record.end = vma->vm_end;
 	record.flags = vma->vm_flags;
-	file = vma->vm_file;
-	mm = vma->vm_mm;
+	file = BPF_CORE_READ(vma, vm_file);
+	mm = BPF_CORE_READ(vma, vm_mm);
 	/* The order of names is that of fs/proc/task_mmu.c, get_vma_name. */
 	if (file) {
 		record.kind = MAPPING_FILE;
 		record.offset = (__u64)vma->vm_pgoff << PAGE_SHIFT;
 		record.file = (__u64)file;
-		record.inode = file->f_inode->i_ino;
-		record.device = file->f_inode->i_sb->s_dev;
-		record.block_size = file->f_inode->i_sb->s_blocksize;
-	} else if (vma->vm_ops && vma->vm_ops->name) {
-		struct vm_special_mapping *special = vma->vm_private_data;
+		record.inode = BPF_CORE_READ(file, f_inode, i_ino);
+		record.device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
+		record.block_size = BPF_CORE_READ(file, f_inode, i_sb, s_blocksize);
+	} else if (BPF_CORE_READ(vma, vm_ops, name)) {
+		struct vm_special_mapping *special = BPF_CORE_READ(vma, vm_private_data);
 		const char *text = BPF_CORE_READ(special, name);
 
 		record.kind = MAPPING_SPECIAL;
 		record.named = bpf_probe_read_kernel_str(name, sizeof(name), text) > 1;
-	} else if (mm && vma->vm_start <= mm->brk && vma->vm_end >= mm->start_brk) {
+	} else if (mm && record.start <= BPF_CORE_READ(mm, brk) && record.end >= BPF_CORE_READ(mm, start_brk)) {
 		record.kind = MAPPING_HEAP;
-	} else if (mm && vma->vm_start <= mm->start_stack && vma->vm_end >= mm->start_stack) {
+	} else if (mm && record.start <= BPF_CORE_READ(mm, start_stack) &&
+		   record.end >= BPF_CORE_READ(mm, start_stack)) {
 		record.kind = MAPPING_STACK;
 	}
 	if (may_be_named(record.kind, vma)) {
-		struct anon_vma_name *anonymous = vma->anon_name;
+		struct anon_vma_name *anonymous = BPF_CORE_READ(vma, anon_name);
 
 		if (anonymous)
 			record.named = bpf_probe_read_kernel_str(name, sizeof(name), anonymous->name) > 1;

@@ -32,24 +32,24 @@ static __always_inline void who(struct thread *record, const struct cred *cred)
 	record->capabilities[2] = capabilities(&cred->cap_effective);
 	record->capabilities[3] = capabilities(&cred->cap_bset);
 	record->capabilities[4] = capabilities(&cred->cap_ambient);
-	record->securebits = cred->securebits;
-	record->ids[0] = cred->uid.val;
-	record->ids[1] = cred->euid.val;
-	record->ids[2] = cred->suid.val;
-	record->ids[3] = cred->fsuid.val;
-	record->ids[4] = cred->gid.val;
-	record->ids[5] = cred->egid.val;
-	record->ids[6] = cred->sgid.val;
-	record->ids[7] = cred->fsgid.val;
-	record->group_count = cred->group_info->ngroups;
+	record->securebits = BPF_CORE_READ(cred, securebits);
+	record->ids[0] = BPF_CORE_READ(cred, uid.val);
+	record->ids[1] = BPF_CORE_READ(cred, euid.val);
+	record->ids[2] = BPF_CORE_READ(cred, suid.val);
+	record->ids[3] = BPF_CORE_READ(cred, fsuid.val);
+	record->ids[4] = BPF_CORE_READ(cred, gid.val);
+	record->ids[5] = BPF_CORE_READ(cred, egid.val);
+	record->ids[6] = BPF_CORE_READ(cred, sgid.val);
+	record->ids[7] = BPF_CORE_READ(cred, fsgid.val);
+	record->group_count = BPF_CORE_READ(cred, group_info, ngroups);
 }
 
 static __always_inline __u32 inner_tid(struct task_struct *task)
 {
-	struct pid *pid = task->thread_pid;
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 	struct upid number = {};
 
-	bpf_probe_read_kernel(&number, sizeof(number), &pid->numbers[0] + pid->level);
+	bpf_probe_read_kernel(&number, sizeof(number), &pid->numbers[0] + BPF_CORE_READ(pid, level));
 	return number.nr;
 }
 
@@ -99,26 +99,34 @@ int threads(struct bpf_iter__task *ctx)
 	struct thread record = {};
 	struct process process = {};
 	struct action action = {};
+	struct sighand_struct *sighand;
+	struct signal_struct *signal;
+	const struct cred *cred;
+	struct mm_struct *mm;
 	long size;
 
 	if (!task)
 		return 0;
+	cred = BPF_CORE_READ(task, real_cred);
+	mm = BPF_CORE_READ(task, mm);
+	signal = BPF_CORE_READ(task, signal);
+	sighand = BPF_CORE_READ(task, sighand);
 	record.tid = task->pid;
 	record.inner_tid = inner_tid(task);
 	record.altstack = task->sas_ss_sp;
 	record.altstack_size = task->sas_ss_size;
 	record.altstack_flags = task->sas_ss_flags;
-	record.clear_child_tid = (__u64)task->clear_child_tid;
+	record.clear_child_tid = (__u64)BPF_CORE_READ(task, clear_child_tid);
 	record.timer_slack = task->timer_slack_ns;
 	record.personality = task->personality;
 	record.death_signal = task->pdeath_signal;
 	record.no_new_privs = task->atomic_flags >> PFA_NO_NEW_PRIVS & 1;
-	record.shares_fs = task->fs == task->group_leader->fs;
+	record.shares_fs = BPF_CORE_READ(task, fs) == BPF_CORE_READ(task, group_leader, fs);
 	record.umask = BPF_CORE_READ(task, fs, umask);
 	bpf_probe_read_kernel(record.comm, sizeof(record.comm), task->comm);
-	who(&record, task->real_cred);
+	who(&record, cred);
 	wait(&record, task);
-	record.leads = task->pid == task->tgid && task->mm && task->sighand;
+	record.leads = task->pid == task->tgid && mm && sighand;
 	bpf_seq_write(seq, &record, sizeof(record));
 
 	size = record.group_count;
@@ -126,7 +134,7 @@ int threads(struct bpf_iter__task *ctx)
 		size = GROUPS_MAX;
 	size *= sizeof(groups[0]);
 	if (size) {
-		bpf_probe_read_kernel(groups, sizeof(groups), task->real_cred->group_info->gid);
+		bpf_probe_read_kernel(groups, sizeof(groups), &BPF_CORE_READ(cred, group_info)->gid);
 		/* The verifier of Linux 6.1 wants to see the bound here, where the compiler knows it already. */
 		asm volatile("" : "+r"(size));
 		size &= 2 * sizeof(groups) - 1;
@@ -136,15 +144,15 @@ int threads(struct bpf_iter__task *ctx)
 	if (!record.leads)
 		return 0;
 
-	process.brk = task->mm->brk;
-	process.mm_flags = mm_flags(task->mm);
-	process.subreaper = BPF_CORE_READ_BITFIELD_PROBED(task->signal, is_child_subreaper);
-	process.timers = has_timers(task->signal);
+	process.brk = BPF_CORE_READ(mm, brk);
+	process.mm_flags = mm_flags(mm);
+	process.subreaper = BPF_CORE_READ_BITFIELD_PROBED(signal, is_child_subreaper);
+	process.timers = has_timers(signal);
 	bpf_seq_write(seq, &process, sizeof(process));
 	for (int nth = 0; nth < SIGNALS; nth++) {
 		struct sigaction set = {};
 
-		bpf_probe_read_kernel(&set, sizeof(set), &task->sighand->action[nth]);
+		bpf_probe_read_kernel(&set, sizeof(set), &sighand->action[nth]);
 		if (!set.sa_handler && !set.sa_flags && !set.sa_restorer && !set.sa_mask.sig[0])
 			continue;
 		action.signal = nth + 1;

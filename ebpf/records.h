@@ -93,7 +93,7 @@ struct thread {
 	/* At most GROUPS_MAX of these follow, each a __u32. */
 	__u32 group_count;
 	char comm[16];
-	/* Whether a struct process follows, and behind it the actions. */
+	/* Whether a struct process follows, and behind it SIGNALS actions. */
 	__u32 leads;
 	__u32 sleep_clock;
 };
@@ -107,9 +107,10 @@ struct process {
 	__u32 timers;
 };
 
-/* One for each signal whose action is not the default, and one with signal 0 behind them. */
+#define SIGNALS 64
+
+/* One for each signal from 1 on. */
 struct action {
-	__u64 signal;
 	__u64 handler;
 	__u64 flags;
 	__u64 restorer;

@@ -91,8 +91,9 @@ pub struct Action {
     pub mask: u64,
 }
 
-/// `GROUPS_MAX` of ebpf/records.h.
+// As in ebpf/records.h.
 const GROUPS_MAX: u32 = 32;
+const SIGNALS: u32 = 64;
 const NAME_SIZE: usize = 16;
 /// The low bits of a memory's flags (linux/sched/coredump.h, `MMF_DUMPABLE_MASK`).
 const DUMPABLE: u64 = 3;
@@ -169,19 +170,18 @@ fn process(reader: &mut Reader<'_>) -> Option<Process> {
     let (brk, mm_flags) = (reader.u64()?, reader.u64()?);
     let (subreaper, timers) = (reader.u32()? != 0, reader.u32()? != 0);
     let mut actions = Vec::new();
-    loop {
-        let (signal, handler, flags) = (reader.u64()?, reader.u64()?, reader.u64()?);
+    for signal in 1..=SIGNALS {
+        let (handler, flags) = (reader.u64()?, reader.u64()?);
         let (restorer, mask) = (reader.u64()?, reader.u64()?);
-        if signal == 0 {
-            break;
+        if (handler, flags, restorer, mask) != (0, 0, 0, 0) {
+            actions.push(Action {
+                signal,
+                handler,
+                flags,
+                restorer,
+                mask,
+            });
         }
-        actions.push(Action {
-            signal: signal as u32,
-            handler,
-            flags,
-            restorer,
-            mask,
-        });
     }
     Some(Process {
         brk,

@@ -46,7 +46,7 @@ pub fn same_without_bpf(subject: &Subject) {
     });
     // Timers may go off between the two looks.
     let found = (0..ATTEMPTS).map(|nth| {
-        let _ = job.checkpoint(&[]).expect(0);
+        let _ = job.checkpoint(&["--bpf"]).expect(0);
         let _ = job.checkpoint(&["--no-bpf"]).expect(0);
         differences(&snapshot(&job, 2 * nth + 1), &snapshot(&job, 2 * nth + 2))
     });

@@ -4,12 +4,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::{Args, builder::FalseyValueParser};
+use engine::Scope;
 use tracker::Tracker;
 
-/// The option that does without.
+use crate::take::Order;
+
+/// The options for and against them.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct BpfArgs {
-    /// Read the job's state from /proc, without eBPF programs [default: only where the kernel does not take them]
+    /// Read the job's state by eBPF programs, however small the job [default: where there is so much of it that they save time]
+    #[arg(long, overrides_with = "no_bpf")]
+    pub bpf: bool,
+    /// Read the job's state from /proc, without eBPF programs
     #[arg(long, env = "CKPTD_NO_BPF", hide_env = true, value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub no_bpf: bool,
 }
@@ -24,11 +30,20 @@ pub(crate) struct Bpf {
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Bpf {
-    /// The programs, if the kernel takes them; waits until they are loaded. `without`: none.
-    pub(crate) fn tracker(&self, without: bool) -> Option<&Tracker> {
-        if without {
+    /// The programs to read a job with: those that are loaded; else, where they are wanted or worth it, after a while of loading.
+    pub(crate) fn tracker(&self, order: &Order, job: Scope) -> Option<&Tracker> {
+        if order.no_bpf && !order.bpf {
             return None;
         }
+        match self.tracker.get() {
+            Some(loaded) => loaded.as_ref(),
+            None if order.bpf || engine::is_large(job) => self.load(),
+            None => None,
+        }
+    }
+
+    /// The programs, if the kernel takes them; waits until they are loaded.
+    fn load(&self) -> Option<&Tracker> {
         let load = || {
             let loaded = Tracker::load();
             if let Err(error) = &loaded {
@@ -46,7 +61,7 @@ impl Bpf {
             let theirs = Arc::clone(&bpf);
             let load = move || {
                 std::thread::sleep(GRACE);
-                theirs.tracker(false);
+                theirs.load();
             };
             if let Err(error) = std::thread::Builder::new().name("bpf".into()).spawn(load) {
                 tracing::debug!("no thread to load eBPF programs: {error}");

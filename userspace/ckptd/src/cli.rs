@@ -148,6 +148,7 @@ impl Schedule {
                 kill: false,
                 incremental: self.incremental,
                 max_freeze: self.max_freeze,
+                bpf: bpf.bpf,
                 no_bpf: bpf.no_bpf,
             },
             every: self.every,

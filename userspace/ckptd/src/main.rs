@@ -20,8 +20,10 @@ mod upkeep;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use std::process::ExitCode;
+use std::time::Instant;
 
 fn main() -> ExitCode {
+    let since = Instant::now();
     let cli = cli::Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
         let _ = SigSet::from_iter([Signal::SIGXFSZ]).thread_block();
     }
     let json = cli.command.json();
-    match commands::execute(cli.command) {
+    match commands::execute(cli.command, since) {
         Ok(code) => code,
         Err(failure) => {
             failure.print(json);

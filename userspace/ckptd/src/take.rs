@@ -8,7 +8,7 @@ use engine::{CheckpointOptions, Progress, Scope, Tracking};
 use images::{Compression, Job, Store};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How hard to compress pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -46,7 +46,9 @@ pub(crate) struct Order {
     pub incremental: bool,
     /// How long the job may stand still for its memory.
     pub max_freeze: Duration,
-    /// Read the job's state from /proc only.
+    /// Read the job's state by eBPF programs, or from /proc only; neither: by what is quicker.
+    #[serde(default)]
+    pub bpf: bool,
     #[serde(default)]
     pub no_bpf: bool,
 }
@@ -87,8 +89,9 @@ impl Target {
     }
 }
 
-/// Takes a checkpoint of `target` as one of job `name`; with `tracking` (of its earlier ones) an incremental one.
+/// Takes a checkpoint of `target` as one of job `name`, begun at `since`; with `tracking` (of its earlier ones) an incremental one.
 pub(crate) fn take(
+    since: Instant,
     name: &str,
     order: &Order,
     target: Target,
@@ -97,7 +100,7 @@ pub(crate) fn take(
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let job = Store::create(&order.dir)?.create_job(name)?;
-    let taken = take_into(&job, order, target, tracking, bpf, progress);
+    let taken = take_into(since, &job, order, target, tracking, bpf, progress);
     if taken.is_err() {
         // What was made for nothing goes again; what is not empty stays.
         for dir in [&job.path().join("segments"), job.path(), &order.dir] {
@@ -108,6 +111,7 @@ pub(crate) fn take(
 }
 
 fn take_into(
+    since: Instant,
     job: &Job,
     order: &Order,
     target: Target,
@@ -116,13 +120,14 @@ fn take_into(
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
     let options = CheckpointOptions {
+        since,
         scope: target.scope,
         job,
         compression: order.compress.into(),
         kill: order.kill,
         max_freeze: order.max_freeze,
         stdio_of: target.stdio_of,
-        tracker: bpf.tracker(order.no_bpf),
+        tracker: bpf.tracker(order, target.scope),
         progress,
     };
     let report = engine::checkpoint(&options, tracking)?;

@@ -1,7 +1,7 @@
 //! What callers of the engine see.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Which processes make up the job, by pids as the caller sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ impl Progress for Silent {}
 
 /// What to checkpoint and how.
 pub struct CheckpointOptions<'a> {
+    /// When it began: what came before belongs to its time.
+    pub since: Instant,
     /// The processes.
     pub scope: Scope,
     /// Where the checkpoint goes.

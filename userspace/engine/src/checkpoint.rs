@@ -52,8 +52,7 @@ fn attempt(
     options: &CheckpointOptions<'_>,
     mut tracking: Option<&mut Tracking>,
 ) -> Result<CheckpointReport, CheckpointError> {
-    let begin = Instant::now();
-    let mut clock = Clock::new(options.progress);
+    let mut clock = Clock::new(options);
     let mut live = None;
     if let Some(tracking) = tracking.as_deref_mut() {
         clock.phase("watch");
@@ -106,7 +105,7 @@ fn attempt(
     let statistics = proto::Statistics {
         phases: clock.records(),
         stopped_ns: stopped.as_nanos() as u64,
-        total_ns: begin.elapsed().as_nanos() as u64,
+        total_ns: options.since.elapsed().as_nanos() as u64,
         ..Default::default()
     };
     let committed = writer.commit(snapshot, statistics)?;
@@ -126,7 +125,7 @@ fn attempt(
         pages: committed.pages,
         bytes: committed.bytes,
         stopped,
-        total: begin.elapsed(),
+        total: options.since.elapsed(),
         phases: clock.phases,
     })
 }
@@ -276,11 +275,11 @@ struct Clock<'a> {
 }
 
 impl<'a> Clock<'a> {
-    fn new(progress: &'a dyn crate::Progress) -> Self {
+    fn new(options: &CheckpointOptions<'a>) -> Self {
         Self {
-            phases: Vec::new(),
-            since: Instant::now(),
-            progress,
+            phases: vec![("begin", Duration::ZERO)],
+            since: options.since,
+            progress: options.progress,
         }
     }
 

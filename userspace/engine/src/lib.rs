@@ -34,6 +34,7 @@ mod track;
 mod tree;
 mod vdso;
 mod waits;
+mod weigh;
 
 pub use api::*;
 pub use checkpoint::checkpoint;
@@ -42,3 +43,4 @@ pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::{idle_io, sigpipe_was_ignored};
 pub use track::Tracking;
+pub use weigh::is_large;

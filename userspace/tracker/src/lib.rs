@@ -51,7 +51,13 @@ impl Tracker {
     /// [`Error`]: the kernel or our rights do not allow it.
     pub fn load() -> Result<Self, Error> {
         let description = object::describe_kernel()?;
-        let kernel = object::Kernel::new(&description)?;
+        let objects = [
+            object::DESCRIPTORS,
+            object::MAPPINGS,
+            object::TASKS,
+            object::THREADS,
+        ];
+        let kernel = object::Kernel::new(&description, &objects)?;
         let tracker = Self {
             descriptors: kernel
                 .fit(object::DESCRIPTORS)?

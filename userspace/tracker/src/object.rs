@@ -1,5 +1,6 @@
 //! From a compiled object to programs in the kernel.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya_obj::Object;
@@ -46,6 +47,15 @@ pub(crate) struct Compiled {
     bytes: &'static [u8],
 }
 
+impl Compiled {
+    fn unfit(&self, why: String) -> Error {
+        Error::Program {
+            name: self.name.to_owned(),
+            why,
+        }
+    }
+}
+
 /// The running kernel's description of itself, as it stands in /sys.
 pub(crate) fn describe_kernel() -> Result<Vec<u8>, Error> {
     std::fs::read(DESCRIPTION).map_err(|source| Error::NoDescription {
@@ -59,14 +69,33 @@ const DESCRIPTION: &str = "/sys/kernel/btf/vmlinux";
 /// The kernel that programs are fitted to.
 pub(crate) struct Kernel<'a> {
     btf: Btf<'a>,
+    /// What the objects ask about.
+    asked: aya_obj::btf::Btf,
 }
 
 impl<'a> Kernel<'a> {
-    pub(crate) fn new(description: &'a [u8]) -> Result<Self, Error> {
+    /// The kernel of this description, for objects that are to be fitted to it.
+    pub(crate) fn new(description: &'a [u8], objects: &[Compiled]) -> Result<Self, Error> {
         let btf = Btf::new(description).ok_or_else(|| Error::Lacks {
             what: format!("description of its types in {DESCRIPTION} that could be understood"),
         })?;
-        Ok(Self { btf })
+        let mut own = Vec::new();
+        for compiled in objects {
+            let object =
+                Object::parse(compiled.bytes).map_err(|error| compiled.unfit(whole(&error)))?;
+            own.push(object.btf.map(|btf| btf.to_bytes()).unwrap_or_default());
+        }
+        let mut names = HashSet::new();
+        for (own, compiled) in own.iter().zip(objects) {
+            let own = Btf::new(own)
+                .ok_or_else(|| compiled.unfit("it does not describe its types".to_owned()))?;
+            names.extend(own.names());
+        }
+        let asked = aya_obj::btf::Btf::parse(&btf.only(&names), Default::default());
+        let asked = asked.map_err(|error| Error::Lacks {
+            what: format!("description of its types in {DESCRIPTION} that could be read: {error}"),
+        })?;
+        Ok(Self { btf, asked })
     }
 
     /// Fits an object without maps to this kernel.
@@ -80,23 +109,10 @@ impl<'a> Kernel<'a> {
         compiled: Compiled,
         maps: &[(&str, &sys::Map)],
     ) -> Result<Fitted<'_>, Error> {
-        let unfit = |why: String| Error::Program {
-            name: compiled.name.to_owned(),
-            why,
-        };
+        let unfit = |why| compiled.unfit(why);
         let mut object = Object::parse(compiled.bytes).map_err(|error| unfit(whole(&error)))?;
-        let own = object
-            .btf
-            .as_ref()
-            .map(aya_obj::btf::Btf::to_bytes)
-            .unwrap_or_default();
-        let own =
-            Btf::new(&own).ok_or_else(|| unfit("it does not describe its types".to_owned()))?;
-        let asked = self.btf.only(&own.names());
-        let asked = aya_obj::btf::Btf::parse(&asked, Default::default())
-            .map_err(|error| unfit(whole(&error)))?;
         object
-            .relocate_btf(&asked)
+            .relocate_btf(&self.asked)
             .map_err(|error| unfit(whole(&error)))?;
         let sections = object
             .functions

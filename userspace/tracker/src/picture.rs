@@ -106,7 +106,7 @@ impl Picture {
     /// [`Error`]: the kernel or our rights do not allow it.
     pub fn begin(processes: u32, calls: bool) -> Result<Self, Error> {
         let description = object::describe_kernel()?;
-        let kernel = Kernel::new(&description)?;
+        let kernel = Kernel::new(&description, &[object::JOB])?;
         let made = |what: &str| Error::system(format!("making the table of {what}"));
         let members =
             Map::create(BPF_MAP_TYPE_HASH, MEMBER_SIZE, processes).map_err(made("a job"))?;

@@ -12,9 +12,10 @@ use crate::supervisor::protocol::{Reply, Request, ask};
 use crate::take::{Order, Target, take};
 use std::io::ErrorKind;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Takes a checkpoint and says what it did.
-pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
+pub(crate) fn execute(args: Checkpoint, since: Instant) -> Result<ExitCode, Failure> {
     let meter = Meter::new();
     let report = match (&args.job, args.pid) {
         (Some(name), _) => {
@@ -33,9 +34,10 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 kill: args.kill,
                 incremental: args.incremental,
                 max_freeze: args.max_freeze,
+                bpf: args.bpf.bpf,
                 no_bpf: args.bpf.no_bpf,
             };
-            of_job(&state, order, &meter)?
+            of_job(since, &state, order, &meter)?
         }
         (None, Some(pid)) => {
             let order = Order {
@@ -44,9 +46,10 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
                 kill: args.kill,
                 incremental: false,
                 max_freeze: args.max_freeze,
+                bpf: args.bpf.bpf,
                 no_bpf: args.bpf.no_bpf,
             };
-            of_process(pid, args.name, &order, &meter)?
+            of_process(since, pid, args.name, &order, &meter)?
         }
         (None, None) => {
             return Err(Failure::new("neither a job nor a --pid is given").exit(Exit::Usage));
@@ -66,7 +69,7 @@ pub(crate) fn execute(args: Checkpoint) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure> {
+fn of_job(since: Instant, state: &State, order: Order, meter: &Meter) -> Result<Report, Failure> {
     // A supervisor that is stopped with its job cannot answer.
     if state.supervisor.is_alive() && !state.supervisor.is_stopped() {
         let hear = |reply: &Reply| match reply {
@@ -75,7 +78,12 @@ fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure>
             Reply::Done(_) | Reply::Failed(_) => {}
         };
         match ask(&state.socket(), &Request::Checkpoint(order.clone()), hear) {
-            Ok(Reply::Done(report)) => return Ok(report),
+            Ok(Reply::Done(report)) => {
+                return Ok(Report {
+                    total_seconds: since.elapsed().as_secs_f64(),
+                    ..report
+                });
+            }
             Ok(Reply::Failed(failure)) => return Err(failure),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
             Ok(_) | Err(_) if !state.supervisor.is_alive() => {
@@ -103,10 +111,19 @@ fn of_job(state: &State, order: Order, meter: &Meter) -> Result<Report, Failure>
         Some(reaper) => Target::supervised(root.pid, reaper.pid, stdio_of),
         None => Target::tree(root.pid),
     };
-    take(&state.name, &order, target, None, &Bpf::default(), meter)
+    take(
+        since,
+        &state.name,
+        &order,
+        target,
+        None,
+        &Bpf::default(),
+        meter,
+    )
 }
 
 fn of_process(
+    since: Instant,
     pid: u32,
     name: Option<String>,
     order: &Order,
@@ -123,6 +140,7 @@ fn of_process(
     }
     let name = name.unwrap_or_else(|| format!("{}-{pid}", default_name(&comm)));
     take(
+        since,
         &name,
         order,
         Target::tree(pid),

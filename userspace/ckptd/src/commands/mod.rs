@@ -19,12 +19,13 @@ use crate::failure::{Exit, Failure};
 use images::{Job, Store};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
-/// Carries out a command. `Ok` is a status other than that of a failure; `run` and `restore` may not return.
-pub(crate) fn execute(command: Command) -> Result<ExitCode, Failure> {
+/// Carries out a command, given when the program began. `Ok` is a status other than that of a failure; `run` and `restore` may not return.
+pub(crate) fn execute(command: Command, since: Instant) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(args) => run::execute(&args),
-        Command::Checkpoint(args) => checkpoint::execute(args),
+        Command::Checkpoint(args) => checkpoint::execute(args, since),
         Command::Restore(args) => restore::execute(&args),
         Command::List(args) => list::execute(&args),
         Command::Show(args) => show::execute(&args),

@@ -108,7 +108,7 @@ impl Work {
             };
             match request {
                 Ok((mut order, answer)) => {
-                    order.no_bpf |= self.schedule.order.no_bpf;
+                    order.no_bpf |= self.schedule.order.no_bpf && !order.bpf;
                     // A whole one would take the marks of our write tracking for the job's own.
                     order.incremental |= self.schedule.order.incremental || self.tracking.is_some();
                     match self.take(&order, &answer) {
@@ -133,6 +133,7 @@ impl Work {
     }
 
     fn take(&mut self, order: &Order, progress: &dyn engine::Progress) -> Result<Report, Failure> {
+        let since = Instant::now();
         // A checkpoint is taken of a job that has all of its memory.
         if let Some(memory) = self.memory.take() {
             progress.phase("memory");
@@ -154,6 +155,7 @@ impl Work {
         let tracking = self.tracking.as_mut().filter(|_| order.incremental);
         let guard = self.busy.lock();
         let taken = take::take(
+            since,
             &self.name,
             order,
             self.target,

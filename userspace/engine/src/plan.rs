@@ -259,3 +259,6 @@ fn ids_taken(
         .chain(ghosts)
         .any(|id| id >= host.pid_max || taken(id))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! Which objects of the host's are the job's.
+
+use std::collections::HashMap;
+
+use images::proto::Process;
+
+use super::list::{Line, NS_PER_S, began, is_alive};
+use crate::Refusal;
+
+/// What is known of a job whose objects are looked for.
+pub(crate) struct Job<'a> {
+    pub(crate) root: u32,
+    /// Processes of the job: their pids as we see them, and inside the job.
+    pub(crate) members: &'a HashMap<u32, u32>,
+    pub(crate) processes: &'a [Process],
+}
+
+impl Job<'_> {
+    pub(super) fn refusal(&self, what: String, why: String, advice: &str) -> Refusal {
+        Refusal {
+            pid: self.root,
+            what,
+            why,
+            advice: advice.to_owned(),
+        }
+    }
+
+    /// Whether an object is the job's: by who has used it; one that nobody has used yet, by who has made it when. `Err`: a process
+    /// outside uses it too.
+    pub(super) fn owns(&self, line: &Line, users: &[u32]) -> Result<bool, u32> {
+        let used = |pid: &u32| line.is_by(*pid);
+        let stranger = |pid: &&u32| !self.members.contains_key(pid) && used(pid) && is_alive(**pid);
+        let member = users
+            .iter()
+            .any(|pid| self.members.contains_key(pid) && used(pid));
+        match users.iter().find(stranger) {
+            Some(&pid) if member => Err(pid),
+            Some(_) => Ok(false),
+            None if users.is_empty() => Ok(self.may_have_made(line)),
+            None if !member && self.may_have_made(line) => {
+                let (key, users) = (line.number("key") as u32, users.len());
+                tracing::warn!(
+                    "the System V object with key {key:#x} is left out: {users} processes that have ended used it last"
+                );
+                Ok(false)
+            }
+            None => Ok(member),
+        }
+    }
+
+    fn may_have_made(&self, line: &Line) -> bool {
+        self.has_uid(line.number("cuid") as u32) && line.number("ctime") >= self.began()
+    }
+
+    fn has_uid(&self, uid: u32) -> bool {
+        let ids = |process: &Process| Some(process.threads.first()?.credentials.as_ref()?.euid);
+        self.processes
+            .iter()
+            .any(|process| ids(process) == Some(uid))
+    }
+
+    /// When the first process of the job was started, in seconds since the epoch.
+    fn began(&self) -> u64 {
+        began(self.root).unwrap_or(u64::MAX) / NS_PER_S
+    }
+
+    /// Pids as they are inside.
+    pub(super) fn inner(&self, pid: u32) -> u32 {
+        self.members.get(&pid).copied().unwrap_or(0)
+    }
+}

@@ -95,41 +95,9 @@ fn checksum(c: &mut Criterion) {
     group.bench_function("blake3", |b| b.iter(|| blake3::hash(black_box(&data))));
 }
 
-/// A job of 64 processes with 200 mappings each.
-fn snapshot() -> proto::Snapshot {
-    let mapping = |i: u64| proto::Mapping {
-        start: i << 20,
-        end: (i << 20) + (512 << 10),
-        prot: 3,
-        vm_flags: "rd wr mr mw me ac sd".into(),
-        ..Default::default()
-    };
-    let process = |pid: u32| proto::Process {
-        pid,
-        ppid: 1,
-        threads: vec![proto::Thread {
-            tid: pid,
-            registers: vec![0x5a; 216],
-            xstate: vec![0xa5; 2696],
-            ..Default::default()
-        }],
-        memory: Some(proto::AddressSpace {
-            space: u64::from(pid),
-            mappings: (1..=200).map(mapping).collect(),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    proto::Snapshot {
-        processes: (100..164).map(process).collect(),
-        root: 100,
-        ..Default::default()
-    }
-}
-
 fn manifest(c: &mut Criterion) {
     let (_dir, job) = store();
-    let snapshot = snapshot();
+    let snapshot = benches::snapshot(64, 200);
     let mut group = c.benchmark_group("manifest");
     group.sample_size(20);
     group.bench_function("write", |b| {

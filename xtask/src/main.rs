@@ -25,7 +25,7 @@ enum Verb {
     Demo(demo::Args),
     /// Install what is missing, build, and run all checks and tests
     Test(test::Args),
-    /// Measure whole checkpoints and restores, beside another tool if there is one
+    /// Measure everything, beside other tools that are there
     Bench(bench::Args),
     /// Install what is missing, build, and run the tests of memory tracking under other kernels, in virtual machines
     Vmtest(vmtest::Args),

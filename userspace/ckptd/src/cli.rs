@@ -352,6 +352,9 @@ pub(crate) struct Show {
     /// Show every mapping
     #[arg(long)]
     pub mappings: bool,
+    /// Show where the time of the job's last checkpoint and restore went instead
+    #[arg(long, conflicts_with_all = ["at", "mappings"])]
+    pub timing: bool,
     #[command(flatten)]
     pub output: Output,
 }

@@ -15,6 +15,7 @@ mod report;
 mod stage;
 mod supervisor;
 mod take;
+mod timing;
 mod upkeep;
 
 use clap::Parser;

@@ -3,6 +3,7 @@
 use crate::bpf::Bpf;
 use crate::failure::Failure;
 use crate::report::Report;
+use crate::timing::{Operation, Stopwatch};
 use clap::ValueEnum;
 use engine::{CheckpointOptions, Progress, Scope, Tracking};
 use images::{Compression, Job, Store};
@@ -119,6 +120,7 @@ fn take_into(
     bpf: &Bpf,
     progress: &dyn Progress,
 ) -> Result<Report, Failure> {
+    let watch = Stopwatch::start(since, "programs", progress);
     let options = CheckpointOptions {
         since,
         scope: target.scope,
@@ -128,9 +130,13 @@ fn take_into(
         max_freeze: order.max_freeze,
         stdio_of: target.stdio_of,
         tracker: bpf.tracker(order, target.scope),
-        progress,
+        progress: &watch,
     };
     let report = engine::checkpoint(&options, tracking)?;
+    let stopped = Some(report.stopped.as_secs_f64());
+    watch
+        .stop(Operation::Checkpoint, report.sequence, stopped)
+        .keep(job);
     Ok(Report::new(
         report,
         job.name(),

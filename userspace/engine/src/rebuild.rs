@@ -151,6 +151,7 @@ impl Builder<'_> {
             .tasks
             .get(&self.snapshot.root)
             .map_or(0, |task| task.outer as u32);
+        options.progress.phase("release");
         self.let_go(options)?;
         let tracking = self.tracking.take();
         Ok(Rebuilt {

@@ -1,161 +1,198 @@
-//! What came out.
+//! What came out, as it is written to report.json.
 
-use super::job::Workload;
-use anyhow::Result;
-use serde::Serialize;
-use serde_json::json;
+pub(super) mod against;
+pub(super) mod html;
+mod plot;
+pub(super) mod terminal;
 
-/// One cycle of one tool.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Sample {
-    /// The checkpoint command from start to end, in seconds.
-    pub(crate) checkpoint: f64,
-    /// How long the job stood still, by its own clock, in seconds.
-    pub(crate) stopped: f64,
-    /// From the start of the restore command to the job's first own instruction, in seconds.
-    pub(crate) restore: f64,
-    /// Bytes of images.
-    pub(crate) bytes: u64,
-    /// The most memory the tool had, in bytes.
-    pub(crate) peak: u64,
+use super::machine::{Limits, Machine};
+use super::metric::Unit;
+use super::scenario::{Sample, Scenario, Way};
+use super::statistics::Spread;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Of this file; a reader refuses others.
+const VERSION: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) version: u32,
+    /// Seconds since the epoch.
+    pub(crate) taken_at: u64,
+    pub(crate) quick: bool,
+    pub(crate) machine: Machine,
+    pub(crate) limits: Limits,
+    /// Each tool, and what it says of its version.
+    pub(crate) tools: Vec<(String, String)>,
+    pub(crate) scenarios: Vec<Outcome>,
 }
 
-/// All cycles of one tool with one workload.
-#[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Entry {
-    pub(crate) samples: Vec<Sample>,
-    /// Why there are no more.
+/// Of one scenario.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) name: String,
+    pub(crate) about: String,
+    /// The title of its kind, and how that is measured and checked.
+    pub(crate) kind: String,
+    pub(crate) kind_about: String,
+    /// The first `plotted` of them are the most important.
+    pub(crate) metrics: Vec<Quantity>,
+    pub(crate) plotted: usize,
+    pub(crate) ways: Vec<Results>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Quantity {
+    pub(crate) key: String,
+    pub(crate) title: String,
+    pub(crate) unit: Unit,
+}
+
+/// Of one scenario in one way.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Results {
+    pub(crate) name: String,
+    /// Whether it is ckptd, a peer, or neither.
+    pub(crate) side: Side,
+    /// Of each metric, a value a run.
+    pub(crate) values: BTreeMap<String, Vec<f64>>,
+    /// What the machine would take at the least, in seconds.
+    pub(crate) floors: BTreeMap<String, f64>,
+    /// How many waits took up to so many ns, in all runs.
+    pub(crate) histogram: BTreeMap<u64, u64>,
+    /// Why there is nothing, or no more.
     pub(crate) failure: Option<String>,
 }
 
-/// A column: its title, how to get it from a sample, and how to show it.
-type Column = (&'static str, fn(&Sample) -> f64, fn(f64) -> String);
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Side {
+    #[default]
+    Bare,
+    Ckptd,
+    Peer,
+}
 
-const COLUMNS: [Column; 5] = [
-    ("checkpoint", |sample| sample.checkpoint, milliseconds),
-    ("stopped", |sample| sample.stopped, milliseconds),
-    ("restore", |sample| sample.restore, milliseconds),
-    ("image", |sample| sample.bytes as f64, mebibytes),
-    ("peak memory", |sample| sample.peak as f64, mebibytes),
-];
-
-/// Columns in which the peer's time counts against the workload's target.
-const COMPARED: [usize; 2] = [0, 2];
-
-/// Results of each tool, in the order of their names, for each workload.
-pub(crate) type Results = [(Workload, Vec<Entry>)];
-
-pub(crate) fn print(tools: &[&str], results: &Results) {
-    println!("median (smallest - largest); times in ms, sizes in MiB");
-    print!("{:<16}{:<8}", "workload", "tool");
-    COLUMNS.iter().for_each(|(title, ..)| print!("{title:>27}"));
-    println!();
-    for (workload, entries) in results {
-        for (tool, entry) in tools.iter().zip(entries) {
-            print!("{:<16}{tool:<8}", workload.name);
-            if let Some(failure) = &entry.failure {
-                println!("  failed: {failure}");
-                continue;
-            }
-            for (_, value, show) in COLUMNS {
-                let (median, low, high) = spread(entry, value);
-                print!(
-                    "{:>27}",
-                    format!("{} ({} - {})", show(median), show(low), show(high))
-                );
-            }
-            println!();
+impl Report {
+    pub(crate) fn new(
+        machine: Machine,
+        limits: Limits,
+        tools: Vec<(String, String)>,
+        quick: bool,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            taken_at: super::measure::now() / 1_000_000_000,
+            quick,
+            machine,
+            limits,
+            tools,
+            scenarios: Vec::new(),
         }
     }
-    if tools.len() == 2 {
-        println!("\n{} against {}, medians:", tools[0], tools[1]);
-        results
-            .iter()
-            .for_each(|(workload, entries)| compare(tools, workload, entries));
+
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let read = || -> Result<Self> {
+            let report: Self = serde_json::from_slice(&std::fs::read(path)?)?;
+            ensure!(
+                report.version == VERSION,
+                "it is of version {}, not {VERSION}",
+                report.version
+            );
+            Ok(report)
+        };
+        read().with_context(|| format!("cannot read the report {}", path.display()))
+    }
+
+    /// Takes over what another report has of scenarios that this one has not.
+    pub(crate) fn complete(&mut self, other: Self, order: &[&str]) {
+        let missing = other.scenarios.into_iter();
+        let missing: Vec<_> = missing
+            .filter(|old| self.scenarios.iter().all(|new| new.name != old.name))
+            .collect();
+        self.scenarios.extend(missing);
+        let place = |outcome: &Outcome| order.iter().position(|name| *name == outcome.name);
+        self.scenarios
+            .sort_by_key(|outcome| place(outcome).unwrap_or(usize::MAX));
     }
 }
 
-fn compare(tools: &[&str], workload: &Workload, entries: &[Entry]) {
-    let [own, peer] = entries else { return };
-    if own.samples.is_empty() || peer.samples.is_empty() {
-        return;
-    }
-    let mut remarks = Vec::new();
-    for (index, (title, value, _)) in COLUMNS.iter().enumerate() {
-        let ratio = spread(own, *value).0 / spread(peer, *value).0.max(f64::MIN_POSITIVE);
-        let mut remark = format!("{title} {ratio:.2}");
-        if ratio > 1.005 {
-            remark += &format!(" ({} is better)", tools[1]);
-        } else if COMPARED.contains(&index) && ratio > workload.target {
-            remark += &format!(" (target {})", workload.target);
+impl Outcome {
+    pub(crate) fn new(scenario: &Scenario, ways: &[&Way]) -> Self {
+        let kind = scenario.kind;
+        let quantity = |metric: &super::metric::Metric| Quantity {
+            key: metric.key.into(),
+            title: metric.title.into(),
+            unit: metric.unit,
+        };
+        Self {
+            name: scenario.name.into(),
+            about: scenario.about.into(),
+            kind: kind.title.into(),
+            kind_about: kind.about.into(),
+            metrics: kind.metrics.iter().map(quantity).collect(),
+            plotted: kind.plotted,
+            ways: ways.iter().map(|way| Results::new(way)).collect(),
         }
-        remarks.push(remark);
     }
-    println!("  {:<16}{}", workload.name, remarks.join(", "));
-}
 
-pub(crate) fn json(tools: &[&str], results: &Results) -> Result<String> {
-    let results: Vec<_> = results
-        .iter()
-        .map(|(workload, entries)| {
-            let tools: serde_json::Map<_, _> = tools
-                .iter()
-                .zip(entries)
-                .map(|(tool, entry)| ((*tool).into(), json!(entry)))
-                .collect();
-            json!({ "workload": workload.name, "tools": tools })
-        })
-        .collect();
-    Ok(serde_json::to_string_pretty(&results)?)
-}
+    /// The best way of a side: the smallest median, and whose it is.
+    pub(crate) fn best(&self, side: Side, metric: &str) -> Option<(&str, Spread)> {
+        let ways = self.ways.iter().filter(|way| way.side == side);
+        let spreads = ways.filter_map(|way| Some((way.name.as_str(), way.spread(metric)?)));
+        spreads.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))
+    }
 
-/// Median, smallest and largest; NaN of nothing.
-fn spread(entry: &Entry, value: fn(&Sample) -> f64) -> (f64, f64, f64) {
-    let mut values: Vec<f64> = entry.samples.iter().map(value).collect();
-    values.sort_unstable_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let median = match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[middle],
-        _ => f64::midpoint(values[middle - 1], values[middle]),
-    };
-    let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
-    (median, end(values.first()), end(values.last()))
-}
-
-fn milliseconds(seconds: f64) -> String {
-    let ms = seconds * 1e3;
-    if ms < 100.0 {
-        format!("{ms:.1}")
-    } else {
-        format!("{ms:.0}")
+    /// Of the most important metrics, ckptd's best against the best of the peers.
+    pub(crate) fn ratios(&self) -> Vec<(&Quantity, f64)> {
+        let metrics = self.metrics[..self.plotted].iter();
+        let ratio = |metric: &Quantity| {
+            let best = |side| Some(self.best(side, &metric.key)?.1.median);
+            // A stop that was too short to be seen is far to the left.
+            let own = best(Side::Ckptd)?.max(f64::MIN_POSITIVE);
+            let peer = best(Side::Peer)?;
+            (peer > 0.0).then_some(own / peer)
+        };
+        metrics
+            .filter_map(|metric| Some((metric, ratio(metric)?)))
+            .collect()
     }
 }
 
-fn mebibytes(bytes: f64) -> String {
-    format!("{:.1}", bytes / f64::from(1 << 20))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        let sample = |checkpoint| Sample {
-            checkpoint,
-            stopped: 0.0,
-            restore: 0.0,
-            bytes: 0,
-            peak: 0,
+impl Results {
+    fn new(way: &Way) -> Self {
+        use super::tool::Which;
+        let side = match way.tool {
+            Which::Bare => Side::Bare,
+            Which::Ckptd => Side::Ckptd,
+            Which::Criu | Which::Dmtcp => Side::Peer,
         };
-        let entry = |times: &[f64]| Entry {
-            samples: times.iter().copied().map(sample).collect(),
-            failure: None,
-        };
-        let time = |sample: &Sample| sample.checkpoint;
-        assert_eq!(spread(&entry(&[3.0, 1.0, 2.0]), time), (2.0, 1.0, 3.0));
-        assert_eq!(spread(&entry(&[4.0, 1.0, 2.0, 3.0]), time), (2.5, 1.0, 4.0));
-        assert!(spread(&entry(&[]), time).0.is_nan());
+        Self {
+            name: way.name.into(),
+            side,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn add(&mut self, sample: Sample, limits: &Limits) {
+        for (metric, value) in sample.values {
+            self.values
+                .entry(metric.key.into())
+                .or_default()
+                .push(value);
+        }
+        for (metric, floor) in sample.floors {
+            self.floors.insert(metric.key.into(), limits.floor(floor));
+        }
+        for (upper, count) in sample.histogram {
+            *self.histogram.entry(upper).or_default() += count;
+        }
+    }
+
+    pub(crate) fn spread(&self, metric: &str) -> Option<Spread> {
+        self.values.get(metric).map(|values| Spread::of(values))
     }
 }

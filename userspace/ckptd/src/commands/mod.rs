@@ -26,7 +26,7 @@ pub(crate) fn execute(command: Command, since: Instant) -> Result<ExitCode, Fail
     match command {
         Command::Run(args) => run::execute(&args),
         Command::Checkpoint(args) => checkpoint::execute(args, since),
-        Command::Restore(args) => restore::execute(&args),
+        Command::Restore(args) => restore::execute(&args, since),
         Command::List(args) => list::execute(&args),
         Command::Show(args) => show::execute(&args),
         Command::Verify(args) => verify::execute(&args),

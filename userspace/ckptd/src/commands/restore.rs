@@ -9,6 +9,7 @@ use crate::progress::Meter;
 use crate::registry::{Registry, write_atomically};
 use crate::stage;
 use crate::supervisor::{self, Post, Signals};
+use crate::timing::{Operation, Stopwatch};
 use engine::{RestoreError, RestoreOptions};
 use images::Checkpoint;
 use nix::sys::signal::SigSet;
@@ -21,7 +22,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a restore is planned anew because somebody took a number the job needs.
 const MOST_RACES: usize = 3;
@@ -47,7 +48,7 @@ struct DryRun {
 }
 
 /// Ends as the job ends, or with --detach once it runs.
-pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
+pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failure> {
     if args.detach && !args.background {
         return detach(args);
     }
@@ -57,10 +58,11 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
     } else {
         None
     };
+    let meter = Meter::new();
+    let watch = Stopwatch::start(since, "image", &meter);
     let dir = args.store.path();
     let job = pick(&dir, args.job.as_deref())?;
     let checkpoint = job.checkpoint(args.at)?;
-    let meter = Meter::new();
     // Signals stay as they are until the job runs, so that Ctrl-C ends a restore that is under way; then they are the job's.
     let signals = RefCell::new(None);
     let take_signals = || {
@@ -72,7 +74,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         lazy: None,
         watch: args.schedule.incremental,
         before_it_runs: &take_signals,
-        progress: &meter,
+        progress: &watch,
     };
 
     if args.dry_run {
@@ -91,6 +93,7 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    watch.lap("registry");
     let registry = Registry::open()?;
     let claim = registry
         .claim(job.name(), false, &dir, &checkpoint.snapshot().command)
@@ -151,8 +154,10 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
             )),
         }
     }
-    let rebuild_from =
-        |from: &Checkpoint| engine::rebuild(from, &engine::plan(from, &options)?, &options);
+    let rebuild_from = |from: &Checkpoint| {
+        watch.lap("plan");
+        engine::rebuild(from, &engine::plan(from, &options)?, &options)
+    };
     let rebuild = || match &staged {
         // What is wrong with a copy is not wrong with the checkpoint. A page server falls back by itself, frame by frame.
         Some(staged) if !args.lazy => rebuild_from(staged).or_else(|error| {
@@ -171,7 +176,11 @@ pub(crate) fn execute(args: &Restore) -> Result<ExitCode, Failure> {
         rebuilt = rebuild();
     }
     let rebuilt = rebuilt?;
+    watch
+        .stop(Operation::Restore, checkpoint.sequence(), None)
+        .keep(&job);
     let signals = signals.take().unwrap_or_else(Signals::block)?;
+    drop(watch);
     drop(meter);
 
     let running = Running {

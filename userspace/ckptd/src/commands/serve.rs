@@ -8,13 +8,14 @@ use crate::process::ProcessId;
 use crate::progress::Meter;
 use crate::registry::{self, Registry};
 use crate::stage;
+use crate::timing::{Operation, Stopwatch};
 use engine::Image;
 use images::{PAGE_SIZE, Store};
 use memory::serve::{PageSource, Server, Settings, Vault};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at how far it is.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -89,6 +90,7 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
     let mut looks = 0;
     let meter = Meter::new();
     meter.phase("memory");
+    let watch = Stopwatch::start(Instant::now(), "memory", &meter);
     while !server.wait(INTERVAL) {
         say(&server, entry, &meter);
         looks += 1;
@@ -97,6 +99,10 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
         }
     }
     server.end();
+    watch
+        .stop(Operation::Serve, record.sequence, None)
+        .keep(&job);
+    drop(watch);
     let pages = server.progress().total;
     if let Some(vault) = held {
         engine::close_vault(&vault, record.descriptor);

@@ -3,6 +3,7 @@
 mod describe;
 pub(super) mod model;
 mod text;
+mod timing;
 
 use super::pick;
 use crate::cli::Show;
@@ -13,6 +14,20 @@ use std::process::ExitCode;
 /// Prints it.
 pub(crate) fn execute(args: &Show) -> Result<ExitCode, Failure> {
     let job = pick(&args.store.path(), args.job.as_deref())?;
+    if args.timing {
+        let timings = timing::of(&job);
+        if args.output.json {
+            print_json(&timings);
+        } else if timings.is_empty() {
+            print(&format!(
+                "{}: nothing is known of how long its checkpoints took\n",
+                job.name()
+            ));
+        } else {
+            print(&timing::render(job.name(), &timings));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let checkpoint = job.checkpoint(args.at)?;
     let model = model::Checkpoint::new(&job, &checkpoint)?;
     if args.output.json {

@@ -1,6 +1,7 @@
 //! What developers and first-time users run: `cargo xtask VERB`.
 #![forbid(unsafe_code)]
 
+mod apps;
 mod bench;
 mod demo;
 mod setup;
@@ -29,6 +30,8 @@ enum Verb {
     Bench(bench::Args),
     /// Install what is missing, build, and run the tests of memory tracking under other kernels, in virtual machines
     Vmtest(vmtest::Args),
+    /// Run real programs under ckptd, interrupted in each mode, and make docs/COMPATIBILITY.md of it
+    Apps(apps::Args),
     /// Install what is missing
     Setup,
     /// Run one command and tell its time and memory
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::execute(&args),
         Verb::Test(args) => test::execute(&args),
         Verb::Bench(args) => bench::execute(&args),
+        Verb::Apps(args) => apps::execute(&args),
         Verb::Vmtest(args) => vmtest::execute(&args),
         Verb::Measure(args) => bench::measure(&args),
         Verb::Setup => setup::everything(),

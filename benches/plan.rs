@@ -28,6 +28,8 @@ fn plan(c: &mut Criterion) {
         let checkpoint = job.checkpoint(None).unwrap();
         let options = RestoreOptions {
             files: FilesPolicy::Keep,
+            tcp: engine::TcpPolicy::default(),
+            apart: false,
             init: vec!["ckptd".into()],
             lazy: None,
             watch: false,

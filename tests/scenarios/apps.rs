@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tests::{Job, Place, manifest_dir, run, skip};
@@ -181,10 +181,7 @@ fn interrupted_at_three_moments(app: &App, mode: &Mode) {
         return skip(&what, "not asked for (CKPTD_TEST_APPS=all)");
     }
     // The modes of a program run one after the other, in one directory.
-    let mut alone = app
-        .alone
-        .lock()
-        .unwrap_or_else(|broken| broken.into_inner());
+    let mut alone = app.alone.lock().unwrap_or_else(PoisonError::into_inner);
     let runs = std::env::var("CKPTD_TEST_APP_RUNS").map_or(1, |runs| runs.parse().unwrap());
     let (mut done, mut moments) = (0, 0);
     let tried = catch_unwind(AssertUnwindSafe(|| {

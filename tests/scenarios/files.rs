@@ -76,6 +76,50 @@ fn truncating_twice_keeps_both_pieces() {
     assert_eq!(others, 1, "the second piece replaced the first or is lost");
 }
 
+/// With its content in the image, a file comes back whatever has become of it, and what it held is kept.
+#[test]
+fn saved_files_come_back() {
+    for deleted in [false, true] {
+        let mut job = Job::start(&SUBJECT).expect("this needs nothing special");
+        let _ = job.checkpoint(&["--save-files"]).expect(0);
+        job.kill_all();
+        let log = job.work.join("log");
+        if deleted {
+            fs::remove_file(&log).unwrap();
+        } else {
+            fs::write(&log, "lost\n").unwrap();
+        }
+        job.go();
+        job.restore(&[]);
+        job.finish();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "before\nafter\n");
+        assert_eq!(kept_beside(&job.work).len(), usize::from(!deleted));
+    }
+}
+
+/// The same, restored twice: nothing that has not changed is kept.
+#[test]
+fn saved_files_of_a_chain() {
+    let mut job = Job::start(&SUBJECT).expect("this needs nothing special");
+    for _ in 0..2 {
+        let _ = job.checkpoint(&["--save-files", "--incremental"]).expect(0);
+    }
+    for _ in 0..2 {
+        job.kill_all();
+        job.restore(&["--incremental", "--save-files"]);
+        job.await_running();
+    }
+    job.go();
+    job.finish();
+    assert_eq!(
+        fs::read_to_string(job.work.join("log")).unwrap(),
+        "before\nafter\n"
+    );
+    let beside = fs::read_dir(&job.work).unwrap().flatten();
+    let beside = beside.filter(|entry| entry.file_name().to_string_lossy().contains("ckptd"));
+    assert_eq!(beside.count(), 0);
+}
+
 #[test]
 fn keep_leaves_the_file_alone() {
     let mut job = lost_job();

@@ -49,13 +49,12 @@ macro_rules! refusals {
 }
 
 refusals! {
-    refused_tcp: ["socket"];
     refused_io_uring: ["io_uring"];
     refused_userfaultfd: ["userfaultfd"];
     refused_child: ["socket"];
     refused_dead_leader: ["leader"];
     refused_sem_undo: ["SEM_UNDO"];
-    refused_multicast: ["multicast group 239.1.2.3", "raw sockets"];
+    refused_packet_ring: ["ring", "socket"];
 }
 
 /// What is refused is refused through `--pid` as well.
@@ -64,7 +63,7 @@ fn refused_by_pid() {
     if !is_root() {
         return skip("refused_by_pid", "only root may checkpoint any process");
     }
-    let Some(mut job) = Job::start_alone(&Subject::new("refused_tcp"), &[]) else {
+    let Some(mut job) = Job::start_alone(&Subject::new("refused_packet_ring"), &[]) else {
         return;
     };
     let pid = job.supervisor().unwrap().to_string();

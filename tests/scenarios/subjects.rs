@@ -97,7 +97,14 @@ subjects! {
     itimers = own("itimers");
     posix_timers = own("posix_timers");
 
+    clocks = own("clocks");
+
+    // Namespaces.
+    own_namespaces = own("own_namespaces");
+    own_users = own("own_users");
+
     // Identity.
+    cgroups = own("cgroups");
     credentials = own("credentials");
     no_new_privs = own("no_new_privs");
     rlimits = own("rlimits");
@@ -137,7 +144,10 @@ subjects! {
     unix_pairs = own("unix_pairs");
     unix_names = own("unix_names");
     tcp = own("tcp");
+    tcp_states = own("tcp_states");
     udp = own("udp");
+    udp_queue = own("udp_queue");
+    raw = own("raw");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);
@@ -151,7 +161,7 @@ subjects! {
 
 #[test]
 fn every_source_is_covered() {
-    let elsewhere = ["file_changed", "random_memory", "refused_"]; // have scenarios of their own
+    let elsewhere = ["file_changed", "random_memory", "refused_", "tcp_outside"]; // have scenarios of their own
     for entry in std::fs::read_dir(manifest_dir().join("subjects"))
         .unwrap()
         .flatten()

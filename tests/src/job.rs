@@ -156,6 +156,22 @@ impl Job {
         }
     }
 
+    /// Another job, in the same store and with the same directory and output, to be restored from a checkpoint of this one.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        let place = Place::new();
+        Self {
+            name: self.name.clone(),
+            store: self.store.clone(),
+            work: self.work.clone(),
+            out: self.out.clone(),
+            log: place.path().join("log"),
+            supervisor: None,
+            alone: false,
+            place,
+        }
+    }
+
     /// `ckptd run ... -- words`.
     pub fn run<Word: AsRef<OsStr>>(&mut self, words: &[Word], environment: &[(&str, &str)]) {
         let mut command = self.ckptd("run");
@@ -227,7 +243,10 @@ impl Job {
     }
 
     /// Waits for the file `ready`; false when the subject says that it cannot be done here.
-    pub(crate) fn await_ready(&mut self, name: &str) -> bool {
+    ///
+    /// # Panics
+    /// When it ends before.
+    pub fn await_ready(&mut self, name: &str) -> bool {
         let ready = self.work.join("ready");
         let ended = wait_for("READY", || {
             let ended = self

@@ -1,7 +1,7 @@
-/* A job of which only a grandchild holds what is refused, a raw socket. The file `descriptor` tells its number, the
+/* A job of which only a grandchild holds what is refused, a packet socket with a ring. The file `descriptor` tells its number, the
  * file `pid` its process. */
 #include "subject.h"
-#include <netinet/in.h>
+#include <linux/if_packet.h>
 #include <sys/socket.h>
 
 int main(int argc, char **argv) {
@@ -11,7 +11,9 @@ int main(int argc, char **argv) {
         pid_t grandchild = must(fork());
         if (grandchild == 0) {
             char text[16];
-            int fd = must(socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
+            int fd = must(socket(AF_PACKET, SOCK_RAW, 0));
+            struct tpacket_req ring = {.tp_block_size = 4096, .tp_block_nr = 1, .tp_frame_size = 2048, .tp_frame_nr = 2};
+            must(setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &ring, sizeof ring));
             spew("descriptor", text, (size_t)snprintf(text, sizeof text, "%d", fd));
             spew("pid", text, (size_t)snprintf(text, sizeof text, "%d", (int)getpid()));
             mark("grandchild");

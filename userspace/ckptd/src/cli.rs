@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::bpf::BpfArgs;
-use crate::take::Compress;
+use crate::take::{Compress, Tcp};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -136,6 +136,12 @@ pub(crate) struct Schedule {
     /// How hard checkpoints that are taken by the clock compress memory
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compress: Compress,
+    /// What to do with TCP connections that lead out of the job: at checkpoints taken by the clock, and of `restore` those of its checkpoint
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub tcp: Tcp,
+    /// Save the content of files that the job has open for writing with such checkpoints
+    #[arg(long)]
+    pub save_files: bool,
 }
 
 impl Schedule {
@@ -149,6 +155,8 @@ impl Schedule {
                 incremental: self.incremental,
                 max_freeze: self.max_freeze,
                 bpf: bpf.bpf,
+                tcp: self.tcp,
+                save_files: self.save_files,
                 no_bpf: bpf.no_bpf,
             },
             every: self.every,
@@ -217,6 +225,12 @@ pub(crate) struct Checkpoint {
     /// How hard to compress memory
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compress: Compress,
+    /// What to do with TCP connections that lead out of the job
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub tcp: Tcp,
+    /// Save the content of files that the job has open for writing too; `restore` puts it back, and keeps what has changed beside
+    #[arg(long)]
+    pub save_files: bool,
     #[command(flatten)]
     pub bpf: BpfArgs,
     #[command(flatten)]
@@ -224,10 +238,9 @@ pub(crate) struct Checkpoint {
 }
 
 /// What to do with files that changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Files {
     /// Cut each back to its size at the checkpoint; what is cut off is kept beside it
-    #[default]
     Truncate,
     /// Leave them as they are
     Keep,
@@ -254,6 +267,7 @@ Examples:
   ckptd restore --lazy heat                       at once; its memory comes in as it is touched
   ckptd restore --stage /var/tmp/ck heat          for the next time, copied to a local disk meanwhile
   ckptd restore --at 3 heat                       from checkpoint 3, not the latest
+  ckptd restore --as heat-2 heat                  a second copy, beside the first
   ckptd restore --dry-run heat                    print the steps, do nothing
   ckptd restore --dir /mnt/backup/ck              the only job of that directory
 
@@ -267,9 +281,12 @@ pub(crate) struct Restore {
     /// The checkpoint's number [default: the latest]
     #[arg(long, value_name = "SEQ")]
     pub at: Option<u64>,
-    /// What to do with files that grew since the checkpoint
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    pub files: Files,
+    /// Restore it as another job, which may run beside the first: with processes, network, IPC and host name of its own
+    #[arg(long = "as", value_name = "N")]
+    pub name: Option<String>,
+    /// What to do with files that grew since the checkpoint [default: truncate; with --as keep, as they are the other job's too]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub files: Option<Files>,
     /// Let the job run at once, and bring in its memory as it is touched, the rest meanwhile
     #[arg(long)]
     pub lazy: bool,

@@ -34,6 +34,29 @@ impl From<Compress> for Compression {
     }
 }
 
+/// What to do with TCP connections that lead out of the job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Tcp {
+    /// Take no checkpoint of a job that has some
+    #[default]
+    Refuse,
+    /// The job finds them reset (ECONNRESET) when it is restored
+    Close,
+    /// They go on where they were; with --kill, packets are held off until then
+    Keep,
+}
+
+impl From<Tcp> for engine::TcpPolicy {
+    fn from(tcp: Tcp) -> Self {
+        match tcp {
+            Tcp::Refuse => Self::Refuse,
+            Tcp::Close => Self::Close,
+            Tcp::Keep => Self::Keep,
+        }
+    }
+}
+
 /// What a user wants of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
@@ -52,6 +75,12 @@ pub(crate) struct Order {
     pub bpf: bool,
     #[serde(default)]
     pub no_bpf: bool,
+    /// Connections that lead out of the job.
+    #[serde(default)]
+    pub tcp: Tcp,
+    /// Save the content of files that are open for writing.
+    #[serde(default)]
+    pub save_files: bool,
 }
 
 /// How long a job may stand still for its memory, unless told otherwise.
@@ -130,6 +159,8 @@ fn take_into(
         max_freeze: order.max_freeze,
         stdio_of: target.stdio_of,
         tracker: bpf.tracker(order, target.scope),
+        tcp: order.tcp.into(),
+        save_files: order.save_files,
         progress: &watch,
     };
     let report = engine::checkpoint(&options, tracking)?;

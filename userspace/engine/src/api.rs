@@ -49,6 +49,10 @@ pub struct CheckpointOptions<'a> {
     pub max_freeze: Duration,
     /// The process whose standard input, output and error count as the job's way to the outside.
     pub stdio_of: u32,
+    /// Connections that lead out of the job.
+    pub tcp: TcpPolicy,
+    /// Keep the content of regular files that the job has open for writing with the image.
+    pub save_files: bool,
     /// BPF programs that read the job's state in bulk; without them it is read from /proc.
     pub tracker: Option<&'a tracker::Tracker>,
     /// Hears how it gets on.
@@ -89,6 +93,13 @@ pub struct Refusal {
     pub advice: String,
 }
 
+impl Refusal {
+    /// Whether it may have passed in a moment: something was on its way.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.advice.starts_with("try again")
+    }
+}
+
 /// What to do with a regular file that is not as it was at the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FilesPolicy {
@@ -101,10 +112,24 @@ pub enum FilesPolicy {
     Fail,
 }
 
+/// What to do with TCP connections that lead out of the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcpPolicy {
+    /// Take no checkpoint; restore as the checkpoint says.
+    #[default]
+    Refuse,
+    /// The job finds them reset after the restore.
+    Close,
+    /// They go on where they were, if the other end has not gone on meanwhile.
+    Keep,
+}
+
 /// How to restore.
 pub struct RestoreOptions<'a> {
     /// Files that changed since.
     pub files: FilesPolicy,
+    /// Connections that lead out of the job.
+    pub tcp: TcpPolicy,
     /// A program (with arguments) to be the init of the job's pid namespace, should it need one. It gets the root's
     /// pid (inside the namespace) as one more argument.
     pub init: Vec<PathBuf>,
@@ -112,6 +137,8 @@ pub struct RestoreOptions<'a> {
     pub lazy: Option<&'a crate::Serve<'a>>,
     /// Watch what is written from the first instruction on, so that the next checkpoint can build on this one.
     pub watch: bool,
+    /// Keep the job apart from what runs already: in namespaces of its own, as a second copy of one that runs.
+    pub apart: bool,
     /// Called once all is in place, just before the job runs.
     pub before_it_runs: &'a dyn Fn(),
     /// Hears how it gets on.

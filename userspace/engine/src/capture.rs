@@ -6,12 +6,13 @@ use std::os::fd::AsFd;
 use images::proto::process::State as ProcessState;
 use images::proto::{Descriptor, Snapshot, Thread};
 
-use crate::files::{Table, outer::Outer, pty};
+use crate::files::{Table, inet::filter::Filter, outer::Outer, pty};
 use crate::freeze::{self, Frozen, failed};
+use crate::namespaces::Visit;
 use crate::pages::Source;
 use crate::procfs::{Stat, Status};
 use crate::track::SpaceNumbers;
-use crate::{CheckpointError, CheckpointOptions, Scope, host, ipc, plan};
+use crate::{CheckpointError, CheckpointOptions, Scope, host, ipc, namespaces, plan};
 
 mod answers;
 mod lending;
@@ -29,6 +30,8 @@ pub(crate) struct Captured {
     pub(crate) snapshot: Snapshot,
     pub(crate) sources: Vec<Source>,
     pub(crate) numbers: SpaceNumbers,
+    /// The packets of connections to the outside are held off for as long as this is there.
+    pub(crate) held_off: Option<Filter>,
 }
 
 /// Reads the state of a frozen job; `numbers` are those of page spaces known before.
@@ -54,9 +57,14 @@ pub(crate) fn capture(
     if !refusals.is_empty() {
         return Err(CheckpointError::Refused(refusals));
     }
+    let visit =
+        Visit::to(root).map_err(failed(format!("entering the namespaces of process {root}")))?;
+    refusals.extend(visit.check(root));
     let ids = ids(&statuses, root);
     let outer = Outer::of(options.stdio_of, order.contains(&options.stdio_of));
     let mut table = Table::new(outer, numbers);
+    table.tcp = (options.tcp, options.kill);
+    table.save_files = options.save_files;
     table.members.clone_from(&ids.inner);
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
@@ -91,7 +99,7 @@ pub(crate) fn capture(
             options.tracker,
             status,
             &stat,
-            &ids,
+            options.stdio_of,
             &mut record,
             &mut table,
             &mut refusals,
@@ -121,6 +129,10 @@ pub(crate) fn capture(
         },
         &mut refusals,
     )?;
+    refusals.extend(namespaces::translate(
+        &mut processes,
+        visit.found().as_ref(),
+    ));
     let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
     pty::controlling(&mut processes, &outer, &table.files, &mut refusals);
     let job = ipc::Job {
@@ -141,18 +153,27 @@ pub(crate) fn capture(
     }
     let command = std::fs::read(format!("/proc/{root}/cmdline")).unwrap_or_default();
     let snapshot = Snapshot {
-        host: Some(host::now()),
+        host: Some(host::of_job(root, &processes)),
         processes,
         files: table.files,
         shared: table.shared,
         semaphores,
         queues,
+        namespaces: visit.found(),
         root: ids.inner.get(&root).copied().unwrap_or(root),
         command: String::from_utf8_lossy(&command)
             .split_terminator('\0')
             .map(str::to_owned)
             .collect(),
     };
+    for missing in host::missing_rights(&snapshot) {
+        tracing::warn!(
+            "process {}, {}: {}; it could not be restored so",
+            missing.pid,
+            missing.what,
+            missing.why
+        );
+    }
     // Whatever a plan would stumble over is known now, while the job can still be told.
     refusals.extend(plan::impossible(&snapshot));
     if refusals.is_empty() {
@@ -160,6 +181,7 @@ pub(crate) fn capture(
             snapshot,
             sources,
             numbers: table.spaces,
+            held_off: table.held_off,
         })
     } else {
         Err(CheckpointError::Refused(refusals))

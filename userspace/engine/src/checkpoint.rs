@@ -10,7 +10,7 @@ use crate::freeze::Frozen;
 use crate::pages::{self, Copied, Held, Source};
 use crate::procfs::Status;
 use crate::track::{Settled, Tracking};
-use crate::{CheckpointError, CheckpointOptions, CheckpointReport, Scope, areas};
+use crate::{CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, areas};
 
 /// Most bytes that are held in memory for the time of the freeze.
 const MAX_HELD: u64 = 96 << 20;
@@ -20,6 +20,9 @@ const COPIED_PER_MS: u64 = 1 << 20;
 
 /// How often a checkpoint is begun anew because a process ended under it.
 const MOST_RACES: usize = 3;
+
+/// How long the job runs on before it is looked at again, where something was on its way that cannot be restored.
+const PAUSES_MS: [u64; 6] = [10, 20, 50, 100, 200, 400];
 
 /// Takes a checkpoint. The job runs on, also when this fails or we die.
 ///
@@ -33,15 +36,22 @@ pub fn checkpoint(
     mut tracking: Option<&mut Tracking>,
 ) -> Result<CheckpointReport, CheckpointError> {
     let (Scope::Tree { root } | Scope::Supervised { root, .. }) = options.scope;
-    for _ in 0..MOST_RACES {
+    let (mut races, mut pauses) = (0, PAUSES_MS.iter());
+    loop {
         match attempt(options, tracking.as_deref_mut()) {
-            Err(error) if error.is_race() && !has_ended(root) => {
+            Err(error) if error.is_race() && races < MOST_RACES && !has_ended(root) => {
                 tracing::debug!("once more: {error}");
+                races += 1;
+            }
+            Err(CheckpointError::Refused(refusals)) if refusals.iter().any(Refusal::is_passing) => {
+                let Some(pause) = pauses.next() else {
+                    return Err(CheckpointError::Refused(refusals));
+                };
+                std::thread::sleep(Duration::from_millis(*pause));
             }
             answer => return answer,
         }
     }
-    attempt(options, tracking)
 }
 
 fn has_ended(pid: u32) -> bool {
@@ -99,7 +109,10 @@ fn attempt(
 
     clock.phase("commit");
     let Captured {
-        snapshot, numbers, ..
+        snapshot,
+        numbers,
+        held_off,
+        ..
     } = captured;
     let settled = remainder.put(&mut writer, options)?;
     let statistics = proto::Statistics {
@@ -110,6 +123,13 @@ fn attempt(
     };
     let committed = writer.commit(snapshot, statistics)?;
     if options.kill {
+        if let Some(filter) = &held_off
+            && let Err(source) = filter.last()
+        {
+            let doing = "holding off packets until the restore; the checkpoint is there, and the job runs on";
+            let doing = doing.to_owned();
+            return Err(CheckpointError::System { doing, source });
+        }
         frozen.release(true);
         stopped = frozen.since.elapsed();
     }
@@ -151,6 +171,7 @@ impl Remainder {
             snapshot,
             sources,
             numbers,
+            ..
         }: &mut Captured,
         tracking: Option<&mut Tracking>,
         options: &CheckpointOptions<'_>,

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use images::proto::Owner;
 use remote::sys;
 
-use crate::CheckpointError;
 use crate::freeze::failed;
 use crate::procfs;
+use crate::{CheckpointError, TcpPolicy};
 
 mod bulk;
 pub(crate) mod datagram;
@@ -44,6 +44,15 @@ pub(crate) use table::Table;
 /// fcntl(2), include/uapi/asm-generic/fcntl.h.
 const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
+
+/// What a plan is told of the network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Network {
+    /// Connections that lead out of the job.
+    pub(crate) tcp: TcpPolicy,
+    /// The job has one of its own.
+    pub(crate) own: bool,
+}
 
 /// Why something is refused, and what to do.
 pub(crate) type Why = (String, String);

@@ -2,9 +2,11 @@
 
 use images::proto::{self, Credentials, Rlimit, Scheduling};
 
+use crate::Refusal;
 use crate::areas;
+use crate::plan::rights;
 use crate::procfs::{self, Status};
-use crate::{cpu, identity, ipc, limits, scheduling};
+use crate::{clock, cpu, identity, ipc, limits, namespaces, scheduling};
 use remote::sys;
 
 /// This host, as a new task of ckptd's finds it.
@@ -29,6 +31,10 @@ pub(crate) struct Host {
     pub(crate) terminals: Vec<u32>,
     /// System V objects that are where the job had its own.
     pub(crate) ipc: ipc::Host,
+    /// Namespaces that the job is to have besides those of its pids and mounts.
+    pub(crate) own: Option<proto::Namespaces>,
+    /// What is added to the clocks of this host for the job.
+    pub(crate) clock: Option<clock::Offsets>,
 }
 
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -47,8 +53,8 @@ impl Host {
             .iter()
             .filter(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
         let (major, minor) = release(&record_kernel());
+        let record = record(&own);
         Self {
-            record: record(&own),
             credentials: identity::credentials(&status, sys::securebits()),
             limits: limits::parse(&text("/proc/self/limits")),
             scheduling: scheduling::capture(std::process::id()).unwrap_or_default(),
@@ -62,11 +68,33 @@ impl Host {
             send_buffer: number("/proc/sys/net/core/wmem_default") as i32,
             terminals: procfs::numbered("/dev/pts"),
             ipc: ipc::Host::probe(snapshot),
+            clock: snapshot
+                .host
+                .as_ref()
+                .and_then(|job| clock::shift(job, &record)),
+            record,
+            own: None,
         }
     }
 
+    /// As it is for a job in namespaces of its own.
+    pub(crate) fn within(mut self, own: Option<proto::Namespaces>) -> Self {
+        if let Some(own) = &own {
+            self.credentials = namespaces::entered(&self.credentials, own);
+            if own.ipc {
+                self.ipc.forget();
+            }
+        }
+        Self { own, ..self }
+    }
+
+    /// The job is in the user namespace that we are in.
+    pub(crate) fn in_users_of_ours(&self) -> bool {
+        self.own.as_ref().is_none_or(|own| own.user.is_none())
+    }
+
     pub(crate) fn may_raise_limits(&self) -> bool {
-        self.credentials.effective >> CAP_SYS_RESOURCE & 1 == 1
+        self.credentials.effective >> CAP_SYS_RESOURCE & 1 == 1 && self.in_users_of_ours()
     }
 }
 
@@ -87,6 +115,17 @@ fn release(text: &str) -> (u32, u32) {
 /// This machine, now, as recorded in a snapshot.
 pub(crate) fn now() -> proto::Host {
     record(&areas::own())
+}
+
+/// The same for a job: by the clocks that its first process has, and with its users.
+pub(crate) fn of_job(root: u32, processes: &[proto::Process]) -> proto::Host {
+    let [monotonic, boottime] = clock::of(root);
+    proto::Host {
+        monotonic,
+        boottime,
+        users: identity::users(processes),
+        ..now()
+    }
 }
 
 fn record(own: &[areas::Area]) -> proto::Host {
@@ -115,8 +154,24 @@ fn record(own: &[areas::Area]) -> proto::Host {
         vdso,
         taken_at: sys::clock(libc::CLOCK_REALTIME),
         monotonic: sys::clock(libc::CLOCK_MONOTONIC),
+        boottime: sys::clock(libc::CLOCK_BOOTTIME),
+        users: Vec::new(),
         boot_id: text("/proc/sys/kernel/random/boot_id"),
     }
+}
+
+/// What we could not restore of a job here and now.
+pub(crate) fn missing_rights(snapshot: &proto::Snapshot) -> Vec<Refusal> {
+    let status = Status::read(std::process::id()).unwrap_or_default();
+    let credentials = identity::credentials(&status, sys::securebits());
+    let scheduling = scheduling::capture(std::process::id()).unwrap_or_default();
+    let adjustment = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let ours = rights::Ours {
+        credentials: &credentials,
+        nice: scheduling.nice,
+        oom_score_adj: adjustment.trim().parse().unwrap_or(0),
+    };
+    rights::missing(snapshot, ours)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Who a thread is: user and group ids, capabilities, securebits, no_new_privs.
 
-use images::proto::{Credentials, Process};
+use images::proto::{Credentials, Process, Snapshot, User};
 use remote::{Arg, Program};
 
+use crate::Refusal;
 use crate::files::Shell;
 use crate::procfs::Status;
 
@@ -39,6 +40,42 @@ pub(crate) fn credentials(status: &Status, securebits: u32) -> Credentials {
         securebits,
         no_new_privs: status.number("NoNewPrivs") != 0,
     }
+}
+
+/// Names of the users whose ids processes have, as far as they have names.
+pub(crate) fn users(processes: &[Process]) -> Vec<User> {
+    let threads = processes.iter().flat_map(|process| &process.threads);
+    let credentials = threads.filter_map(|thread| thread.credentials.as_ref());
+    let ids = credentials.flat_map(|c| [c.ruid, c.euid, c.suid]);
+    let ids: std::collections::BTreeSet<u32> = ids.collect();
+    let user = |uid: u32| {
+        let found = nix::unistd::User::from_uid(uid.into()).ok()??;
+        let name = found.name;
+        Some(User { uid, name })
+    };
+    ids.into_iter().filter_map(user).collect()
+}
+
+/// Users that this host does not have, or that somebody else is here.
+pub(crate) fn check(snapshot: &Snapshot) -> Vec<Refusal> {
+    let users = snapshot.host.iter().flat_map(|host| &host.users);
+    let missing = users.filter_map(|User { uid, name }| {
+        let here = nix::unistd::User::from_uid((*uid).into()).ok().flatten();
+        let why = match here {
+            Some(here) if here.name == *name => return None,
+            Some(here) => format!("that user is called {} here", here.name),
+            None => "there is no such user here".to_owned(),
+        };
+        Some(Refusal {
+            pid: snapshot.root,
+            what: format!("user {uid} ({name})"),
+            why,
+            advice: format!(
+                "restore where that user is the same, or make it: useradd -u {uid} {name}"
+            ),
+        })
+    });
+    missing.collect()
 }
 
 /// Access to files is by the job's own ids from here on: with a file-system uid other than 0 the kernel takes the

@@ -11,7 +11,9 @@
 mod api;
 mod areas;
 mod capture;
+mod cgroup;
 mod checkpoint;
+mod clock;
 mod cow;
 mod cpu;
 mod files;
@@ -22,6 +24,7 @@ mod ipc;
 mod lazy;
 mod limits;
 mod maps;
+mod namespaces;
 mod pages;
 mod plan;
 mod procfs;

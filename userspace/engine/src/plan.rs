@@ -11,11 +11,15 @@ use crate::files::unix::rebuild::Sockets;
 use crate::files::{self, Making, epoll, inotify, lock, object, pidfd, pty, timerfd};
 use crate::host::Host;
 use crate::ipc::segments;
-use crate::{FilesPolicy, Refusal, RestoreError, RestoreOptions, identity, ipc, tree};
+use crate::{
+    FilesPolicy, Refusal, RestoreError, RestoreOptions, TcpPolicy, cgroup, identity, ipc,
+    namespaces, tree,
+};
 
 mod block;
 mod check;
 mod memory;
+pub(crate) mod rights;
 mod stages;
 mod state;
 mod step;
@@ -82,7 +86,9 @@ impl fmt::Display for Plan {
 
 /// What of a snapshot no host could restore.
 pub(crate) fn impossible(snapshot: &Snapshot) -> Vec<Refusal> {
-    tree::plan(&snapshot.processes).err().unwrap_or_default()
+    let mut refusals = tree::plan(&snapshot.processes).err().unwrap_or_default();
+    refusals.extend(namespaces::impossible(snapshot));
+    refusals
 }
 
 /// Plans the restore of a checkpoint on this host.
@@ -93,13 +99,18 @@ pub fn plan(checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Pla
     let mut content = BTreeMap::new();
     let snapshot = checkpoint.snapshot();
     let host = Host::probe(snapshot);
+    if let Some(lost) = namespaces::check(snapshot, &host.credentials) {
+        return Err(RestoreError::Refused(vec![lost]));
+    }
+    let host = host.within(namespaces::wanted(snapshot, options.apart));
     for process in &snapshot.processes {
         if let Some(memory) = &process.memory {
             content.insert(memory.space, Content(checkpoint.pages(memory.space)));
         }
     }
     let taken = |id: u32| std::path::Path::new(&format!("/proc/{id}")).exists();
-    let plan = make(snapshot, &content, &host, options.files, &taken);
+    let policies = (options.files, options.tcp);
+    let plan = make(snapshot, &content, &host, policies, &taken);
     let plan = plan.map_err(RestoreError::Refused)?;
     Ok(Plan { content, ..plan })
 }
@@ -109,10 +120,10 @@ pub(crate) fn make(
     snapshot: &Snapshot,
     content: &BTreeMap<u64, Content>,
     host: &Host,
-    files: FilesPolicy,
+    policies: (FilesPolicy, TcpPolicy),
     taken: &dyn Fn(u32) -> bool,
 ) -> Result<Plan, Vec<Refusal>> {
-    let cut = check(snapshot, host, files)?;
+    let cut = check(snapshot, host, policies)?;
     let tree = tree::plan(&snapshot.processes)?;
     let processes: Vec<&Process> = snapshot.processes.iter().filter(alive).collect();
     let block = find_block(snapshot, host).ok_or_else(|| {
@@ -133,7 +144,8 @@ pub(crate) fn make(
     let terminals_taken =
         pty::indices(&snapshot.files).any(|index| host.terminals.contains(&index));
     // A pid namespace comes with a mount namespace, where /dev/pts can be the job's own.
-    let namespace = terminals_taken || ids_taken(snapshot, &tree, host, taken);
+    let namespace =
+        host.own.is_some() || terminals_taken || ids_taken(snapshot, &tree, host, taken);
     let terminals = if terminals_taken {
         Vec::new()
     } else {
@@ -149,6 +161,7 @@ pub(crate) fn make(
     };
     let tree = tree.into_iter().map(Step::Tree).collect();
     let mut stages = Stages::new(processes, outer, tree);
+    stages.extend(cgroup::steps(snapshot));
     stages.stage("use files by its own rights", |shell, process| {
         if let Some(wanted) = process.threads.first().and_then(|t| t.credentials.as_ref()) {
             identity::assume_files(&mut shell.program, wanted, &host.credentials);
@@ -159,6 +172,7 @@ pub(crate) fn make(
         snapshot.shared.iter().filter(mine).collect()
     };
     let known = (&host.ipc, &host.credentials);
+    stages.extend(object::kept_beside(snapshot));
     stages.stage("make shared memory", |shell, process| {
         for shared in made(process) {
             let place = making.object_place(shared.id);
@@ -179,7 +193,8 @@ pub(crate) fn make(
         dead.map(move |(place, flags)| Step::Dead { pid, place, flags })
     }));
     Sockets::new(&making, &host.credentials).rebuild(&mut stages, host);
-    Connections::new(&making).rebuild(&mut stages, host);
+    let connections = Connections::new(&making, policies.1);
+    connections.rebuild(&mut stages, host);
     stages.stage("take over terminals", |shell, process| {
         making.make_terminals(shell, process);
     });
@@ -220,6 +235,7 @@ pub(crate) fn make(
         timerfd::arm(shell, &making, process);
         signals_and_timers(&mut shell.program, process);
     });
+    connections.go_on(&mut stages);
     stages.extend([Step::LetGo]);
     let find = |shared: &SharedMemory| {
         let maker = making.object_maker(shared.id);

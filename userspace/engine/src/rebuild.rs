@@ -6,12 +6,13 @@ use std::os::fd::OwnedFd;
 
 use images::Checkpoint;
 use images::proto::Snapshot;
+use images::proto::open_file::Kind as FileKind;
 use remote::stub::{self, Slot};
 use remote::{Outcome, Program, RunError, Running, Stopped, Waited, sys};
 
-use crate::files::regular;
+use crate::files::{inet, object, regular};
 use crate::plan::{Plan, Step};
-use crate::{Rebuilt, RestoreError, RestoreOptions, Tracking};
+use crate::{Rebuilt, RestoreError, RestoreOptions, Tracking, cgroup, clock};
 
 mod birth;
 mod fill;
@@ -112,7 +113,13 @@ impl Builder<'_> {
     ) -> Result<Rebuilt, RestoreError> {
         raise_open_files();
         options.progress.phase("processes");
-        crate::files::inet::rebuild::clear(self.snapshot);
+        let network = self.plan.host.own.as_ref().is_some_and(|own| own.network);
+        if !network {
+            inet::rebuild::clear(self.snapshot);
+        }
+        if let Some(offsets) = self.plan.host.clock {
+            clock::enter(offsets).map_err(failed("making a time namespace"))?;
+        }
         if self.plan.namespace {
             self.make_init()?;
         }
@@ -125,7 +132,8 @@ impl Builder<'_> {
                 Step::Thread { pid, tid } => self.thread(*pid, *tid)?,
                 Step::Fill => {
                     options.progress.phase("pages");
-                    if let Some(serve) = options.lazy {
+                    if let Some(serve) = options.lazy.filter(|_| self.plan.host.in_users_of_ours())
+                    {
                         self.leave_for_later(serve)?;
                     }
                     self.fill(checkpoint, options)?;
@@ -142,7 +150,18 @@ impl Builder<'_> {
                         regular.path
                     )))?;
                 }
-                Step::Left { kind, id } => self.left.push((*kind, *id)),
+                &Step::Cgroups { pid } => self.enter_cgroups(pid)?,
+                Step::KeepBeside { shared } => object::keep_beside(shared).map_err(failed(
+                    format!("keeping what {} holds now beside it", shared.name),
+                ))?,
+                // In a namespace of its own they go with it.
+                Step::Left { kind, id }
+                    if self.plan.host.own.as_ref().is_none_or(|own| !own.ipc) =>
+                {
+                    self.left.push((*kind, *id));
+                }
+                Step::Left { .. } => {}
+                &Step::GoOn { pid, fd, file } => self.go_on(pid, fd, file)?,
                 Step::LetGo => {}
             }
         }
@@ -159,6 +178,28 @@ impl Builder<'_> {
             init,
             tracking,
         })
+    }
+
+    fn enter_cgroups(&self, pid: u32) -> Result<(), RestoreError> {
+        let mut processes = self.snapshot.processes.iter();
+        let process = processes.find(|process| process.pid == pid);
+        let outer = self.tasks.get(&pid).map_or(0, |task| task.outer as u32);
+        let entered = process.map_or(Ok(()), |process| cgroup::enter(process, outer));
+        entered.map_err(failed(format!(
+            "process {pid}: entering its control groups"
+        )))
+    }
+
+    /// Lets a TCP connection to the outside go on.
+    fn go_on(&self, pid: u32, fd: u32, file: u32) -> Result<(), RestoreError> {
+        let socket = self.snapshot.files.get(file as usize - 1);
+        let Some(FileKind::Tcp(socket)) = socket.and_then(|file| file.kind.as_ref()) else {
+            return Ok(());
+        };
+        let connection = self.descriptor(pid, fd)?;
+        inet::outside::go_on(&connection, socket, self.plan.host.send_buffer).map_err(failed(
+            format!("letting the connection of descriptor {fd} of process {pid} go on"),
+        ))
     }
 
     fn init_outer(&self) -> Option<u32> {

@@ -45,8 +45,10 @@ fn image() -> Vec<u8> {
 pub struct Birth {
     /// Ids the process is to have, from its innermost pid namespace outwards (clone3(2), `set_tid`); empty: any.
     pub ids: Vec<i32>,
-    /// In a new pid namespace, of which it is the init, and a new mount namespace.
-    pub namespace: bool,
+    /// New namespaces it is in (CLONE_NEW*); 0: those of ours.
+    pub namespaces: i32,
+    /// Files of /proc/PID, and what is written there before it becomes a seed.
+    pub maps: Vec<(&'static str, String)>,
     /// Standard input, output and error are kept; everything else is closed.
     pub keep_stdio: bool,
 }
@@ -82,9 +84,7 @@ pub fn spawn(birth: &Birth) -> io::Result<Stopped> {
         exit_signal: libc::SIGCHLD as u64,
         ..Default::default()
     };
-    if birth.namespace {
-        args.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
-    }
+    args.flags = birth.namespaces as u64;
     if !birth.ids.is_empty() {
         args.set_tid = birth.ids.as_ptr() as u64;
         args.set_tid_size = birth.ids.len() as u64;
@@ -130,6 +130,9 @@ pub fn spawn(birth: &Birth) -> io::Result<Stopped> {
         return Err(io::Error::last_os_error());
     }
     let running = Running::seize(pid as i32, FOLLOW | libc::PTRACE_O_EXITKILL)?;
+    for (file, text) in &birth.maps {
+        std::fs::write(format!("/proc/{pid}/{file}"), text)?;
+    }
     // SAFETY: one byte of a live buffer is written.
     unsafe { libc::write(write.as_raw_fd(), [1u8].as_ptr().cast(), 1) };
     let mut running = running;

@@ -50,6 +50,30 @@ pub fn set_option(fd: &OwnedFd, level: i32, name: i32, value: &[u8]) -> io::Resu
     check(i64::from(result)).map(|_| ())
 }
 
+/// The classic BPF program that filters what a socket receives (SO_ATTACH_FILTER), 8 bytes an instruction; empty without one.
+///
+/// # Errors
+/// EACCES for eBPF programs.
+pub fn filter(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    // Lengths are in instructions (net/core/filter.c, sk_get_filter).
+    let ask = |at: *mut c_void, room: u32| {
+        let mut count: libc::socklen_t = room;
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+        // SAFETY: `at` has room for as many instructions as `count` says.
+        let result = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, at, &raw mut count) };
+        check(i64::from(result)).map(|_| count)
+    };
+    let count = ask(std::ptr::null_mut(), 0)?;
+    let mut instructions = vec![0u64; count as usize];
+    if count != 0 {
+        ask(instructions.as_mut_ptr().cast(), count)?;
+    }
+    Ok(instructions
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect())
+}
+
 /// A new socket of our own.
 pub fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed; the result is a new descriptor that we own.
@@ -181,6 +205,17 @@ fn look(fd: &OwnedFd, room: usize, flags: i32, vectors: usize) -> io::Result<Pee
         return Err(io::Error::other("more ancillary data than fits"));
     }
     Ok(peeked)
+}
+
+/// Sends what there is room for; how much that was (send(2)).
+///
+/// # Errors
+/// EAGAIN when there is none.
+pub fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the buffer is as long as said.
+    let sent = unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    check(sent as i64)
 }
 
 /// Asks the kernel about sockets (sock_diag(7)): one request, the payloads of all answers.

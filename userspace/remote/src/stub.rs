@@ -279,7 +279,13 @@ impl<'p> Run<'p> {
                 let data = &self.program.blobs[index];
                 low -= data.bytes.len().next_multiple_of(16);
                 place[index] = base + low as u64;
-                let mut bytes = data.bytes.clone();
+                // What an earlier piece of the program has written there is there for a later one.
+                let written = &self.outcome.outputs[index];
+                let mut bytes = if written.is_empty() {
+                    data.bytes.clone()
+                } else {
+                    written.clone()
+                };
                 for &(offset, target) in &data.pointers {
                     bytes[offset..offset + 8].copy_from_slice(&place[target.0].to_ne_bytes());
                 }

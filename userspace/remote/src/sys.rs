@@ -314,6 +314,40 @@ pub fn clock(id: libc::clockid_t) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Inode of the parent of a user namespace, and the user who made it (ioctl_ns(2)).
+///
+/// # Errors
+/// EPERM: the parent is outside of what we may know.
+pub fn user_namespace(file: &std::fs::File) -> io::Result<(u64, u32)> {
+    const NS_GET_PARENT: libc::c_ulong = 0xb702;
+    const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
+    let mut owner: libc::uid_t = 0;
+    // SAFETY: the first request takes no argument and gives a new descriptor that we own; the second writes an id to `owner`.
+    let parent = unsafe {
+        let fd = libc::ioctl(file.as_raw_fd(), NS_GET_PARENT as _);
+        if fd < 0 || libc::ioctl(file.as_raw_fd(), NS_GET_OWNER_UID as _, &raw mut owner) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        std::fs::File::from(OwnedFd::from_raw_fd(fd))
+    };
+    Ok((
+        std::os::unix::fs::MetadataExt::ino(&parent.metadata()?),
+        owner,
+    ))
+}
+
+/// A time namespace of their own for those that we fork from here on (unshare(2)).
+pub const CLONE_NEWTIME: i32 = 0x80;
+
+/// Leaves namespaces of the calling thread for new ones (unshare(2)).
+pub fn unshare(flags: i32) -> io::Result<()> {
+    // SAFETY: no pointers are passed, and no memory or descriptors are unshared.
+    if unsafe { libc::unshare(flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The resolution of a clock, in nanoseconds (clock_getres(2)).
 pub fn clock_resolution(id: libc::clockid_t) -> u64 {
     let mut resolution = libc::timespec {

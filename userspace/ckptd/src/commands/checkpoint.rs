@@ -35,6 +35,8 @@ pub(crate) fn execute(args: Checkpoint, since: Instant) -> Result<ExitCode, Fail
                 incremental: args.incremental,
                 max_freeze: args.max_freeze,
                 bpf: args.bpf.bpf,
+                tcp: args.tcp,
+                save_files: args.save_files,
                 no_bpf: args.bpf.no_bpf,
             };
             of_job(since, &state, order, &meter)?
@@ -47,6 +49,8 @@ pub(crate) fn execute(args: Checkpoint, since: Instant) -> Result<ExitCode, Fail
                 incremental: false,
                 max_freeze: args.max_freeze,
                 bpf: args.bpf.bpf,
+                tcp: args.tcp,
+                save_files: args.save_files,
                 no_bpf: args.bpf.no_bpf,
             };
             of_process(since, pid, args.name, &order, &meter)?

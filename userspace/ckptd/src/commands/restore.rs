@@ -1,7 +1,7 @@
 //! `ckptd restore`: rebuilds a job and becomes its supervisor.
 
 use super::pick;
-use crate::cli::Restore;
+use crate::cli::{Files, Restore};
 use crate::failure::{Exit, Failure};
 use crate::lazy::{Serving, Source};
 use crate::output::{print, print_json, tell};
@@ -68,8 +68,12 @@ pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failur
     let take_signals = || {
         signals.borrow_mut().get_or_insert_with(Signals::block);
     };
+    let default = args.name.as_ref().map_or(Files::Truncate, |_| Files::Keep);
+    let files = args.files.unwrap_or(default);
     let mut options = RestoreOptions {
-        files: args.files.into(),
+        files: files.into(),
+        apart: args.name.is_some(),
+        tcp: args.schedule.tcp.into(),
         init: Vec::new(),
         lazy: None,
         watch: args.schedule.incremental,
@@ -95,10 +99,11 @@ pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failur
 
     watch.lap("registry");
     let registry = Registry::open()?;
+    let name = args.name.as_deref().unwrap_or(job.name());
     let claim = registry
-        .claim(job.name(), false, &dir, &checkpoint.snapshot().command)
+        .claim(name, false, &dir, &checkpoint.snapshot().command)
         .map_err(|failure| {
-            let help = "it would run twice; end the one that runs first, or see `ckptd list`";
+            let help = "it would run twice; end the one that runs first, or restore a second copy beside it: --as NAME";
             if failure.exit == Exit::Failed {
                 failure.help(help)
             } else {
@@ -143,7 +148,15 @@ pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failur
         Ok(())
     };
     if args.lazy {
-        match engine::can_be_lazy() {
+        let user = checkpoint
+            .snapshot()
+            .namespaces
+            .as_ref()
+            .and_then(|own| own.user.as_ref());
+        let inside = user.map_or(Ok(()), |_| {
+            Err("it is in a user namespace, where nobody may have its memory served".to_owned())
+        });
+        match engine::can_be_lazy().and(inside) {
             Ok(()) => {
                 options.lazy = Some(&serve);
                 // A mapping has one userfaultfd: writes are watched when all pages are in.
@@ -184,7 +197,7 @@ pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failur
     drop(meter);
 
     let running = Running {
-        job: job.name().to_owned(),
+        job: name.to_owned(),
         sequence: checkpoint.sequence(),
         pid: rebuilt.root,
         namespace: rebuilt.init.is_some(),

@@ -7,13 +7,12 @@ use tracker::Tracker;
 
 use super::answers::{Answer, with_states};
 use super::lending::interview;
-use super::relations::Ids;
 use crate::files::{Table, directory};
 use crate::freeze::{self, failed};
 use crate::pages::Source;
 use crate::procfs::{Stat, Status};
 use crate::told::{self};
-use crate::{CheckpointError, Refusal, limits, maps, procfs, scheduling, timers, waits};
+use crate::{CheckpointError, Refusal, cgroup, limits, maps, procfs, scheduling, timers, waits};
 
 /// Captures one process that is not a zombie.
 pub(super) fn one(
@@ -21,7 +20,7 @@ pub(super) fn one(
     tracker: Option<&Tracker>,
     status: &Status,
     stat: &Stat,
-    ids: &Ids,
+    starter: u32,
     record: &mut Process,
     table: &mut Table,
     refusals: &mut Vec<Refusal>,
@@ -149,10 +148,10 @@ pub(super) fn one(
             advice: "checkpoint when the program works in a directory with a path".to_owned(),
         });
     }
+    record.cgroups = cgroup::capture(pid, starter);
     record.umask = status.octal("Umask");
     record.limits = limits::parse(&text("limits")?);
     record.oom_score_adj = text("oom_score_adj")?.trim().parse().unwrap_or(0);
-    let _ = ids;
     Ok(())
 }
 

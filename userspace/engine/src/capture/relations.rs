@@ -6,7 +6,7 @@ use images::proto::Process;
 use remote::sys;
 
 use crate::procfs::{Stat, Status};
-use crate::{Refusal, procfs};
+use crate::{Refusal, namespaces, procfs};
 
 /// Ids outside and inside the job's pid namespace.
 pub(super) struct Ids {
@@ -30,6 +30,14 @@ pub(super) fn check(
             advice: advice.to_owned(),
         });
     };
+    if let Some(mount) = namespaces::own_mount(root) {
+        refuse(
+            root,
+            &format!("its mount at {mount}"),
+            "the job has mounts of its own, which are not supported",
+            "start it without a mount namespace, or run ckptd inside it",
+        );
+    }
     let namespaces = |pid: u32| {
         ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"]
             .map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok())
@@ -38,12 +46,12 @@ pub(super) fn check(
     let ended = statuses
         .get(&root)
         .is_some_and(|status| status.state() == 'Z');
-    if !ended && (1..=4).chain(6..8).any(|nth| ours[nth] != theirs[nth]) {
+    if !ended && std::iter::once(7).any(|nth| ours[nth] != theirs[nth]) {
         let advice = "run ckptd inside the container";
         refuse(
             root,
             "its namespaces",
-            "the job is in other namespaces (a container's) than ckptd",
+            "the job is in another cgroup namespace (a container's) than ckptd",
             advice,
         );
     }

@@ -28,7 +28,7 @@ pub(super) fn plain(table: &mut Table, pid: u32, told: &tracker::Descriptor) -> 
     let file = match table.identities.get(&told.identity) {
         Some(&file) => file,
         None => {
-            let (kind, key) = named(told)?;
+            let (kind, key) = named(told, table.save_files)?;
             let id = table.add(kind, told.flags & !(libc::O_CLOEXEC as u32));
             table.identities.insert(told.identity, id);
             table.by_path.push((id, key));
@@ -46,11 +46,13 @@ pub(super) fn plain(table: &mut Table, pid: u32, told: &tracker::Descriptor) -> 
     })
 }
 
-/// A file or directory to which its path leads, with device and inode.
-fn named(told: &tracker::Descriptor) -> Option<(Kind, (u64, u64))> {
+/// A file or directory to which its path leads, with device and inode; with `save` not one that is open for writing.
+fn named(told: &tracker::Descriptor, save: bool) -> Option<(Kind, (u64, u64))> {
     let kind = told.mode & libc::S_IFMT;
     let name = told.path.as_ref()?;
-    let ordinary = matches!(kind, libc::S_IFREG | libc::S_IFDIR)
+    let saved = save && kind == libc::S_IFREG && regular::is_written(told.flags);
+    let ordinary = !saved
+        && matches!(kind, libc::S_IFREG | libc::S_IFDIR)
         && !path::is(told.flags)
         && !proc::is_of_process(name);
     if !ordinary {

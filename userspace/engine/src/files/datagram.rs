@@ -1,6 +1,7 @@
-//! Sockets without a state beyond their addresses and options: UDP (udp(7)) and netlink (netlink(7)).
+//! Sockets without a state beyond their addresses and options: UDP (udp(7)), raw (raw(7)), packet (packet(7)) and netlink (netlink(7)).
 //!
-//! What waits in one cannot be put back as if from its sender, so one in which something waits is refused.
+//! Datagrams of UDP that wait are put back. Of the others what waits cannot be sent again without being taken for new by others too, so one
+//! in which something waits is refused.
 
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
@@ -9,8 +10,12 @@ use images::proto::open_file::Kind;
 use images::proto::{DatagramSocket, OpenFile, SocketOption};
 use remote::sockets;
 
-use super::{Held, STATUS_FLAGS, Shell, Why, inet, options};
+use super::{Held, Network, STATUS_FLAGS, Shell, Why, inet, options};
 use crate::Refusal;
+
+mod multicast;
+mod packet;
+mod queue;
 
 const UDP: i32 = libc::IPPROTO_UDP;
 const IP: i32 = libc::IPPROTO_IP;
@@ -25,8 +30,9 @@ const KINDS: [i32; 4] = [
     libc::NETLINK_KOBJECT_UEVENT,
     libc::NETLINK_GENERIC,
 ];
-// include/uapi/linux/in.h
-const MCAST_MSFILTER: i32 = 48;
+/// A level of its own (include/linux/socket.h, linux/icmp.h): ICMP_FILTER.
+const RAW: i32 = 255;
+const ICMP_FILTER: i32 = 1;
 
 const OPTIONS: &[(i32, i32)] = &[
     (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
@@ -48,6 +54,8 @@ const OPTIONS: &[(i32, i32)] = &[
     (IP, libc::IP_MULTICAST_IF),
     (IP, libc::IP_MULTICAST_TTL),
     (IP, libc::IP_MULTICAST_LOOP),
+    (IP, libc::IP_HDRINCL),
+    (RAW, ICMP_FILTER),
     (IPV6, libc::IPV6_V6ONLY),
     (IPV6, libc::IPV6_UNICAST_HOPS),
     (IPV6, libc::IPV6_TCLASS),
@@ -90,37 +98,37 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
         let advice = "checkpoint when it is closed".to_owned();
         Err((format!("{what} sockets are not supported"), advice))
     };
+    let again = |why: &str| Err((why.to_owned(), "try again in a moment".to_owned()));
     let failed = |error: std::io::Error| {
         let why = format!("it cannot be looked at: {error}");
         (why, "try again".to_owned())
     };
     let (domain, kind, protocol) = sort(fd).unwrap_or_default();
+    let inet = matches!(domain, libc::AF_INET | libc::AF_INET6);
+    let udp = inet && kind == libc::SOCK_DGRAM && protocol == UDP;
     match (domain, kind) {
-        (libc::AF_PACKET, _) => return unsupported("packet".to_owned()),
+        (libc::AF_PACKET, _) => {}
         (libc::AF_NETLINK, _) if KINDS.contains(&protocol) => {}
         (libc::AF_NETLINK, _) => return unsupported(format!("netlink (protocol {protocol})")),
-        (_, libc::SOCK_RAW) => return unsupported("raw".to_owned()),
-        (_, libc::SOCK_DGRAM) if protocol == UDP => {}
+        (_, libc::SOCK_RAW) => {}
+        // Sockets of ping(8) too, whose port is the identifier of their echo requests.
+        (_, libc::SOCK_DGRAM) if udp || is_echo(protocol) => {}
         _ => return unsupported(format!("protocol {protocol}")),
     }
-    if sockets::peek(fd, 1, libc::MSG_DONTWAIT).is_ok() {
-        let why = "a datagram waits in it, which could not be put back as its sender's";
-        return Err((
-            why.to_owned(),
-            "try again when the program has read it".to_owned(),
-        ));
+    let first = sockets::peek(fd, 1, 0).ok();
+    let waits = first.is_some();
+    if waits && !udp {
+        return again("something waits in it that the program has not read");
+    }
+    if first.is_some_and(|first| first.data.is_empty()) {
+        return again("an empty datagram waits in it");
+    }
+    let corked = sockets::option(fd, UDP, libc::UDP_CORK, 4);
+    if udp && corked.is_ok_and(|value| value.iter().any(|&byte| byte != 0)) {
+        return again("it is corked (UDP_CORK), and what it holds back cannot be read");
     }
     let netlink = domain == libc::AF_NETLINK;
-    let corked = sockets::option(fd, UDP, libc::UDP_CORK, 4);
-    if !netlink && corked.is_ok_and(|value| value.iter().any(|&byte| byte != 0)) {
-        let why = "it is corked (UDP_CORK), and what it holds back cannot be read";
-        return Err((why.to_owned(), "try again in a moment".to_owned()));
-    }
-    if let Some(group) = memberships(fd).first().filter(|_| !netlink) {
-        let why = format!("it is a member of the multicast group {group}");
-        return Err((why, "checkpoint when it has left that group".to_owned()));
-    }
-    let which: Vec<(i32, i32)> = [options::ANY, OPTIONS].concat();
+    let which: Vec<(i32, i32)> = [options::ANY, OPTIONS, packet::OPTIONS].concat();
     let groups = netlink.then(|| sockets::option(fd, NETLINK, LIST_MEMBERSHIPS, 256));
     let groups = groups.transpose().map_err(failed)?.unwrap_or_default();
     let bits = groups.iter().enumerate().flat_map(|(nth, byte)| {
@@ -131,86 +139,71 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
     if protocol == libc::NETLINK_GENERIC && netlink && !groups.is_empty() {
         return unsupported("generic netlink multicast".to_owned());
     }
-    Ok(Kind::Datagram(DatagramSocket {
+    let packet = domain == libc::AF_PACKET;
+    // A new one to compare options with is not to take packets.
+    let of = if packet { 0 } else { protocol };
+    let mut socket = DatagramSocket {
         domain: domain as u32,
         r#type: kind as u32,
         protocol: protocol as u32,
         name: sockets::name(fd, false).map_err(failed)?,
         peer: match sockets::name(fd, true) {
-            Ok(peer) if !netlink => peer,
+            Ok(peer) if inet => peer,
             _ => Vec::new(),
         },
-        options: options::capture(fd, domain, kind, protocol, &which).map_err(failed)?,
+        options: options::capture(fd, domain, kind, of, &which).map_err(failed)?,
         groups,
-    }))
+        ..Default::default()
+    };
+    if inet {
+        socket.memberships = multicast::capture(fd);
+    }
+    if packet {
+        socket.packet_memberships = packet::capture(held)?;
+    }
+    if waits {
+        socket.queue = queue::capture(fd, &socket)?;
+    }
+    Ok(Kind::Datagram(socket))
 }
 
-/// The multicast groups it has joined: of those that this host has joined, the ones whose filter the kernel shows
-/// (net/ipv4/igmp.c, ip_mc_gsfget).
-fn memberships(fd: &OwnedFd) -> Vec<std::net::IpAddr> {
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let mut all: Vec<(u32, std::net::IpAddr)> = Vec::new();
-    let mut interface = 0;
-    for line in text("/proc/net/igmp").lines().skip(1) {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if line.starts_with('\t') {
-            let group = u32::from_str_radix(first, 16).unwrap_or(0);
-            all.push((interface, group.to_ne_bytes().into()));
-        } else {
-            interface = first.parse().unwrap_or(0);
-        }
-    }
-    for line in text("/proc/net/igmp6").lines() {
-        let mut words = line.split_whitespace();
-        let index = words.next().and_then(|word| word.parse().ok());
-        let group = words
-            .nth(1)
-            .and_then(|hex| u128::from_str_radix(hex, 16).ok());
-        all.extend(index.zip(group.map(|group| std::net::Ipv6Addr::from(group).into())));
-    }
-    let joined = |&(interface, group): &(u32, std::net::IpAddr)| {
-        // struct group_filter: interface, group as a struct sockaddr_storage, mode, number of sources.
-        let mut filter = [0u8; 144];
-        filter[..4].copy_from_slice(&interface.to_ne_bytes());
-        let level = match group {
-            std::net::IpAddr::V4(ip) => {
-                filter[8..10].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
-                filter[12..16].copy_from_slice(&ip.octets());
-                IP
-            }
-            std::net::IpAddr::V6(ip) => {
-                filter[8..10].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
-                filter[16..32].copy_from_slice(&ip.octets());
-                IPV6
-            }
-        };
-        sockets::ask(fd, level, MCAST_MSFILTER, &mut filter).is_ok()
-    };
-    all.into_iter()
-        .filter(joined)
-        .map(|(_, group)| group)
-        .collect()
+fn is_echo(protocol: i32) -> bool {
+    matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
 }
 
 pub(super) fn open(shell: &mut Shell, socket: &DatagramSocket, flags: u32) -> u32 {
     let kind = socket.r#type | libc::SOCK_CLOEXEC as u32;
-    let args = [socket.domain.into(), kind.into(), socket.protocol.into()];
     let netlink = socket.domain == libc::AF_NETLINK as u32;
-    let what = if netlink { "netlink" } else { "UDP" };
+    let packet = socket.domain == libc::AF_PACKET as u32;
+    let raw = socket.r#type == libc::SOCK_RAW as u32;
+    let what = match () {
+        () if netlink => "netlink",
+        () if packet => "packet",
+        () if raw => "raw",
+        () => "UDP",
+    };
+    // A packet socket takes packets from when it is bound on.
+    let protocol = if packet { 0 } else { socket.protocol };
+    let args = [socket.domain.into(), kind.into(), protocol.into()];
     let fd = shell.open(libc::SYS_socket, &args, format!("make a {what} socket"));
     options::set(shell, fd, &socket.options);
     let at = inet::address(&socket.name);
     // Nobody's yet: netlink(7), nl_pid; a port that is not given yet.
-    let unbound = if netlink {
-        socket.name.get(4..8).is_none_or(|pid| pid == [0; 4])
-    } else {
-        at.is_none_or(|at| at.port() == 0)
+    let unbound = match () {
+        () if netlink => socket.name.get(4..8).is_none_or(|pid| pid == [0; 4]),
+        () if packet => packet::is_unbound(&socket.name),
+        () if raw => at.is_none_or(|at| at.ip().is_unspecified()),
+        () => at.is_none_or(|at| at.port() == 0),
     };
     if !unbound {
         let mut name = socket.name.clone();
         if netlink {
             name.truncate(8);
             name.resize(12, 0);
+        }
+        if packet {
+            // The address of the interface, which is told shorter than the kernel wants it.
+            name.resize(20, 0);
         }
         let length = name.len();
         let name = shell.program.bytes(name);
@@ -227,6 +220,8 @@ pub(super) fn open(shell: &mut Shell, socket: &DatagramSocket, flags: u32) -> u3
             &group.to_ne_bytes(),
         );
     }
+    multicast::join(shell, fd, socket);
+    packet::join(shell, fd, socket);
     if !socket.peer.is_empty() {
         let peer = shell.program.bytes(socket.peer.clone());
         let args = [fd.into(), peer.into(), socket.peer.len().into()];
@@ -234,6 +229,7 @@ pub(super) fn open(shell: &mut Shell, socket: &DatagramSocket, flags: u32) -> u3
             .program
             .must(libc::SYS_connect, &args, "set whom it talks to");
     }
+    queue::fill(shell, fd, socket);
     shell.fcntl(
         fd,
         libc::F_SETFL,
@@ -244,7 +240,7 @@ pub(super) fn open(shell: &mut Shell, socket: &DatagramSocket, flags: u32) -> u3
 }
 
 /// Why an address cannot be had on this host.
-pub(crate) fn check(file: &OpenFile, root: u32) -> Option<Refusal> {
+pub(crate) fn check(file: &OpenFile, network: Network, root: u32) -> Option<Refusal> {
     let Some(Kind::Datagram(socket)) = &file.kind else {
         return None;
     };
@@ -256,6 +252,18 @@ pub(crate) fn check(file: &OpenFile, root: u32) -> Option<Refusal> {
         ];
         option.level == libc::SOL_SOCKET as u32 && names.contains(&(option.name as i32))
     };
+    if let Some((what, why)) = multicast::check(socket).or_else(|| packet::check(socket)) {
+        let advice = "restore on a host with an interface of that name and number".to_owned();
+        return Some(Refusal {
+            pid: root,
+            what,
+            why,
+            advice,
+        });
+    }
+    if network.own || socket.protocol != UDP as u32 {
+        return None;
+    }
     let at = inet::address(&socket.name).filter(|at| at.port() != 0)?;
     let alone = !socket.options.iter().any(shares) && socket.peer.is_empty();
     let error = UdpSocket::bind(at).err().filter(|_| alone)?;

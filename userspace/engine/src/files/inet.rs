@@ -1,4 +1,4 @@
-//! TCP sockets (tcp(7)): listening ones, and connections within the job.
+//! TCP sockets (tcp(7)): listening ones, and connections within the job or to the outside.
 //!
 //! A connection within the job is a new one between the same addresses: nobody can see its sequence numbers, and what was not read yet is
 //! sent again. So nothing has to be done to the connections of a running job.
@@ -9,13 +9,15 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use images::proto::open_file::Kind;
-use images::proto::{OpenFile, TcpSocket};
+use images::proto::{OpenFile, TcpOutside, TcpSocket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use remote::{sockets, sys};
 
-use super::{Held, Table, Why, options};
-use crate::Refusal;
+use super::{Held, Network, Table, Why, options};
+use crate::{Refusal, TcpPolicy};
 
+pub(crate) mod filter;
+pub(crate) mod outside;
 pub(crate) mod rebuild;
 
 const TCP: i32 = libc::IPPROTO_TCP;
@@ -92,6 +94,24 @@ pub(crate) fn address(bytes: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
+/// An address as the kernel has it.
+pub(crate) fn sockaddr(at: SocketAddr) -> Vec<u8> {
+    let mut bytes = match at {
+        SocketAddr::V4(_) => (libc::AF_INET as u16).to_ne_bytes().to_vec(),
+        SocketAddr::V6(_) => (libc::AF_INET6 as u16).to_ne_bytes().to_vec(),
+    };
+    bytes.extend(at.port().to_be_bytes());
+    match at {
+        SocketAddr::V4(at) => bytes.extend(at.ip().octets()),
+        SocketAddr::V6(at) => {
+            bytes.extend([0; 4]);
+            bytes.extend(at.ip().octets());
+        }
+    }
+    bytes.resize(if at.is_ipv4() { 16 } else { 28 }, 0);
+    bytes
+}
+
 /// The same address, whether a socket of the one family or the other shows it.
 fn plain(bytes: &[u8]) -> Option<(IpAddr, u16)> {
     let address = address(bytes)?;
@@ -119,30 +139,40 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
     match info.first().copied().unwrap_or(0) {
         LISTENING => {
             let (waiting, backlog) = (word(24), word(28));
-            if waiting != 0 {
-                return Err(again("connections wait in it that are not accepted yet"));
-            }
             socket.listening = true;
             socket.backlog = backlog;
+            // Who they are is found out when all sockets are known.
+            socket.waiting = vec![0; waiting as usize];
         }
         // Segments that came in.
         CLOSED if word(140) != 0 => {
-            let why = "its connection has ended, and the program has not closed it";
-            return Err((why.to_owned(), "checkpoint when it is closed".to_owned()));
+            let mut poll_ = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut poll_, PollTimeout::ZERO);
+            let error = poll_[0]
+                .revents()
+                .is_some_and(|bits| bits.contains(PollFlags::POLLERR));
+            // To ask for the error takes it away.
+            if error {
+                return Err(again(
+                    "its connection has failed, and the program has not noticed yet",
+                ));
+            }
+            socket.ended = true;
+            socket.unread = unread(fd)?;
         }
         CLOSED => {}
         state @ (ESTABLISHED | HALF_CLOSED | CLOSE_WAIT) => {
             socket.peer = sockets::name(fd, true).map_err(unreadable)?;
-            let writes = state != HALF_CLOSED;
-            // A flag that `PollFlags` has no name for, and so does not show.
+            outside::leave_repair(fd);
+            // A flag that `PollFlags` has no name for, and so does not show. In the other state it means that the other end has closed.
             let wanted = PollFlags::from_bits_retain(libc::POLLRDHUP);
             let mut poll_ = [PollFd::new(fd.as_fd(), wanted)];
             let _ = poll(&mut poll_, PollTimeout::ZERO);
-            if state == ESTABLISHED && poll_[0].revents().is_none() {
-                let why = "it reads no more (shutdown(2)), which is not supported yet";
-                return Err((why.to_owned(), "checkpoint when it is closed".to_owned()));
-            }
-            socket.shutdown = if writes { 0 } else { 2 };
+            let reads = state == CLOSE_WAIT || poll_[0].revents().is_some();
+            let writes = state != HALF_CLOSED;
+            socket.shutdown = u32::from(!reads) | u32::from(!writes) << 1;
+            // Whether data was sent to who has not accepted the connection: it cannot be looked at there.
+            socket.backlog = word(156);
             if sockets::peek(fd, 1, libc::MSG_OOB).is_ok() {
                 return Err(again("it has urgent data waiting"));
             }
@@ -162,59 +192,147 @@ fn tcp(file: &OpenFile) -> Option<&TcpSocket> {
 /// Finds the other end of each connection, and reads what has arrived.
 pub(super) fn finish(table: &mut Table, refuse: &mut dyn FnMut(&Held, Why)) {
     let begin = Instant::now();
-    for nth in 0..table.pending.len() {
-        let (id, held) = &table.pending[nth];
-        let Some(socket) = tcp(&table.files[*id as usize - 1]) else {
-            continue;
-        };
-        if socket.peer.is_empty() {
+    let (mut inside, mut outside) = (Vec::new(), Vec::new());
+    let mut sockets: Vec<(usize, TcpSocket)> = Vec::new();
+    for (nth, (id, _)) in table.pending.iter().enumerate() {
+        if let Some(socket) = tcp(&table.files[*id as usize - 1]) {
+            sockets.push((nth, socket.clone()));
+        }
+    }
+    let accepts = waiting(&mut sockets);
+    for (at, (nth, socket)) in sockets.iter().enumerate() {
+        if socket.peer.is_empty() || accepts.contains(&socket.inode) {
             continue;
         }
         let (here, there) = (plain(&socket.name), plain(&socket.peer));
-        let others = table.files.iter().filter_map(tcp);
-        let mut others = others.filter(|other| other.inode != socket.inode);
-        let other = others.find(|o| plain(&o.name) == there && plain(&o.peer) == here);
-        let Some(other) = other.map(|other| other.inode) else {
-            let peer = address(&socket.peer).map_or_else(String::new, |peer| peer.to_string());
-            let why = format!("it is connected to {peer}, outside of the job");
-            let advice = "checkpoint when the connection is closed, or the process at its other end too, as one job";
-            refuse(held, (why, advice.to_owned()));
-            continue;
-        };
-        match arrived(&held.file, begin) {
-            Ok(()) => {}
-            Err(why) => refuse(held, why),
+        let mut others = sockets.iter().enumerate();
+        let other = others.find(|(other, (_, o))| {
+            *other != at && plain(&o.name) == there && plain(&o.peer) == here
+        });
+        match other {
+            Some((other, _)) => inside.push((at, other)),
+            None if table.tcp.0 == TcpPolicy::Refuse => {
+                refuse(&table.pending[*nth].1, outside::unwanted(socket));
+            }
+            None => outside.push(at),
         }
-        if let Some(Kind::Tcp(socket)) = &mut table.files[*id as usize - 1].kind {
-            socket.other = other;
+    }
+    let held = |nth: usize| &table.pending[nth].1;
+    for &(at, other) in &inside {
+        let (nth, there) = (sockets[at].0, sockets[other].0);
+        sockets[at].1.other = sockets[other].1.inode;
+        if !has_arrived(&held(nth).file, begin) {
+            match outside::unsent(&held(nth).file, &held(there).file) {
+                Ok(unsent) => sockets[at].1.unsent = unsent,
+                Err(error) => refuse(held(nth), outside::unreadable(&error)),
+            }
         }
     }
     // Only now has everything arrived everywhere.
+    for &(at, _) in &inside {
+        match unread(&held(sockets[at].0).file) {
+            Ok(data) => sockets[at].1.unread = data,
+            Err(why) => refuse(held(sockets[at].0), why),
+        }
+    }
+    if table.tcp == (TcpPolicy::Keep, true) && !outside.is_empty() {
+        let ends = outside
+            .iter()
+            .filter_map(|&at| outside::ends(&sockets[at].1));
+        match outside::hold_off(ends.collect()) {
+            Ok(filter) => table.held_off = Some(filter),
+            Err(why) => return refuse(held(sockets[outside[0]].0), why),
+        }
+    }
+    for at in outside {
+        let (nth, socket) = &mut sockets[at];
+        if let Err(why) = outer(held(*nth), socket, table.tcp.0) {
+            refuse(held(*nth), why);
+        }
+    }
+    for (nth, mut socket) in sockets {
+        if !socket.listening {
+            socket.backlog = 0;
+        }
+        let id = table.pending[nth].0;
+        table.files[id as usize - 1].kind = Some(Kind::Tcp(socket));
+    }
     for nth in 0..table.pending.len() {
         let (id, held) = &table.pending[nth];
-        let Some(Kind::Tcp(socket)) = &mut table.files[*id as usize - 1].kind else {
-            continue;
-        };
-        if socket.other == 0 {
-            continue;
-        }
-        match unread(&held.file) {
-            Ok(data) => socket.unread = data,
-            Err(why) => refuse(held, why),
+        let zero = |socket: &TcpSocket| socket.waiting.contains(&0);
+        if tcp(&table.files[*id as usize - 1]).is_some_and(zero) {
+            let why = "connections wait in it that are not accepted yet, from outside of the job or with data";
+            refuse(held, again(why));
         }
     }
 }
 
-/// Waits until the other end has all that was sent.
-fn arrived(fd: &OwnedFd, begin: Instant) -> Result<(), Why> {
-    loop {
-        let waiting = sys::ioctl_read(fd, libc::TIOCOUTQ, 4).map_err(unreadable)?;
-        if waiting.iter().all(|&byte| byte == 0) {
-            return Ok(());
+/// Finds those who wait to be accepted; gives their inodes. Who connected first was made first, as far as anybody can tell.
+fn waiting(sockets: &mut [(usize, TcpSocket)]) -> Vec<u64> {
+    let alone = |socket: &TcpSocket| {
+        let there = plain(&socket.peer);
+        !socket.peer.is_empty()
+            && socket.shutdown == 0
+            && socket.backlog == 0
+            && !sockets.iter().any(|(_, o)| {
+                !o.peer.is_empty()
+                    && plain(&o.name) == there
+                    && plain(&o.peer) == plain(&socket.name)
+            })
+    };
+    let clients = sockets.iter().filter(|(_, socket)| alone(socket));
+    let mut clients: Vec<(u64, Option<(IpAddr, u16)>)> =
+        clients.map(|(_, c)| (c.inode, plain(&c.peer))).collect();
+    clients.sort_unstable();
+    let mut found = Vec::new();
+    for (_, socket) in sockets.iter_mut().filter(|(_, s)| !s.waiting.is_empty()) {
+        let Some((ip, port)) = plain(&socket.name) else {
+            continue;
+        };
+        let mine = clients.iter().filter(|(_, there)| {
+            there.is_some_and(|(to, at)| at == port && (to == ip || ip.is_unspecified()))
+        });
+        let mine: Vec<u64> = mine.map(|(inode, _)| *inode).collect();
+        if mine.len() == socket.waiting.len() {
+            socket.waiting.clone_from(&mine);
+            found.extend(mine);
         }
-        if begin.elapsed() > QUIET {
-            let why = "the other end has no room for what was sent, which cannot be read then";
-            return Err(again(why));
+    }
+    found
+}
+
+/// A connection that leads out of the job.
+fn outer(held: &Held, socket: &mut TcpSocket, policy: TcpPolicy) -> Result<(), Why> {
+    let fd = &held.file;
+    if policy == TcpPolicy::Close {
+        socket.unread = unread(fd)?;
+        socket.outside = Some(TcpOutside::default());
+        return Ok(());
+    }
+    let mut poll_ = [PollFd::new(
+        fd.as_fd(),
+        PollFlags::from_bits_retain(libc::POLLRDHUP),
+    )];
+    let _ = poll(&mut poll_, PollTimeout::ZERO);
+    if socket.shutdown & 2 != 0 || poll_[0].revents().is_none() {
+        let why = "one of its ends has closed, which cannot be kept";
+        return Err((why.to_owned(), "checkpoint with --tcp close".to_owned()));
+    }
+    if held.pid == std::process::id() {
+        return Err(again(
+            "it is on its way through a Unix socket, and cannot be kept so",
+        ));
+    }
+    outside::capture(fd, socket).map_err(|error| outside::refused(&error))
+}
+
+/// Waits until the other end has all that was sent, if it has room for it.
+fn has_arrived(fd: &OwnedFd, begin: Instant) -> bool {
+    loop {
+        let waiting = sys::ioctl_read(fd, libc::TIOCOUTQ, 4).unwrap_or_default();
+        let nothing = waiting.iter().all(|&byte| byte == 0);
+        if nothing || begin.elapsed() > QUIET {
+            return nothing;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -238,7 +356,8 @@ fn unread(fd: &OwnedFd) -> Result<Vec<u8>, Why> {
 
 /// The TCP sockets of this host with that port: state, own address and the other's (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
 fn ends(port: u16) -> impl Iterator<Item = (u8, SocketAddr, SocketAddr)> {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
+    let tables =
+        ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(std::fs::read_to_string);
     let lines: Vec<String> = tables.into_iter().flatten().collect();
     let ends: Vec<_> = lines
         .iter()
@@ -270,8 +389,14 @@ fn end(line: &str) -> Option<(u8, SocketAddr, SocketAddr)> {
 }
 
 /// Why an address cannot be had on this host.
-pub(crate) fn check(file: &OpenFile, root: u32) -> Option<Refusal> {
-    let socket = tcp(file).filter(|socket| socket.listening)?;
+pub(crate) fn check(file: &OpenFile, network: Network, root: u32) -> Option<Refusal> {
+    let socket = tcp(file)?;
+    if !socket.listening {
+        return outside::check(socket, network, root);
+    }
+    if network.own {
+        return None;
+    }
     let at = address(&socket.name)?;
     let error = TcpListener::bind(at).err()?;
     // What is left of connections from before is cleared away (`rebuild::clear`).

@@ -14,6 +14,7 @@ use remote::{Expect, sys};
 use super::{Held, Making, Shell, Table, Why, regular};
 use crate::Refusal;
 use crate::ipc::segments;
+use crate::plan::Step;
 
 // include/uapi/linux/fcntl.h, memfd.h, magic.h
 const F_ADD_SEALS: i32 = 1033;
@@ -77,6 +78,9 @@ pub(super) fn add(
     } else if meta.nlink() == 0 && !huge && on_device(path, meta.dev()) {
         shared.set_kind(Kind::File);
         path.clone_into(&mut shared.name);
+    } else if table.save_files && !huge && on_device(path, meta.dev()) {
+        shared.set_kind(Kind::Saved);
+        path.clone_into(&mut shared.name);
     } else if meta.nlink() == 1 && !huge && on_device(path, meta.dev()) {
         shared.set_kind(Kind::Named);
         path.clone_into(&mut shared.name);
@@ -99,6 +103,39 @@ pub(super) fn add(
     table.objects_by_inode.insert(key, shared.id);
     table.shared.push(shared);
     Ok(table.shared.len() as u32)
+}
+
+/// Whether a file is open for writing, and has content of its own.
+pub(super) fn can_be_saved(held: &Held) -> bool {
+    let own = !["/proc/", "/sys/"]
+        .iter()
+        .any(|top| held.link.starts_with(top));
+    own && regular::is_written(held.flags)
+}
+
+/// What saved files hold now is kept beside them.
+pub(crate) fn kept_beside(snapshot: &proto::Snapshot) -> impl Iterator<Item = Step> {
+    let saved = snapshot
+        .shared
+        .iter()
+        .filter(|shared| shared.kind() == Kind::Saved);
+    saved.map(|shared| Step::KeepBeside {
+        shared: shared.clone(),
+    })
+}
+
+/// Keeps the content of a saved file that has changed since beside it: `NAME.ckptd-before.N`.
+pub(crate) fn keep_beside(shared: &SharedMemory) -> std::io::Result<()> {
+    let Ok(meta) = std::fs::metadata(&shared.name) else {
+        return Ok(());
+    };
+    let modified = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+    if (meta.len(), modified) == (shared.size, shared.modified) {
+        return Ok(());
+    }
+    let (_, mut beside) = regular::beside(&shared.name, "before")?;
+    std::io::copy(&mut File::open(&shared.name)?, &mut beside)?;
+    beside.sync_all()
 }
 
 /// Nanoseconds since the epoch; 0 where the file system does not know.
@@ -180,6 +217,17 @@ pub(crate) fn check(shared: &SharedMemory, root: u32) -> Option<Refusal> {
             }
             let why = "another file has taken this name, which the job's shared memory had";
             return refusal(why.to_owned(), "move that file away");
+        }
+        Kind::Saved => {
+            let above = Path::new(&shared.name).parent()?;
+            if !above.is_dir() {
+                let why = format!(
+                    "there is no directory {} to put the file back",
+                    above.display()
+                );
+                return refusal(why, "make it");
+            }
+            return None;
         }
         Kind::Anonymous | Kind::Memfd | Kind::SystemV => return None,
     }
@@ -282,6 +330,18 @@ pub(crate) fn make(shell: &mut Shell, shared: &SharedMemory, at: u64, place: u32
             let label = format!("make {}", shared.name);
             shell.open(libc::SYS_openat, &args, label)
         }
+        Kind::Saved => {
+            let name = shell.program.string(&shared.name);
+            let flags = libc::O_CREAT | libc::O_TRUNC | libc::O_RDWR | libc::O_CLOEXEC;
+            let args = [
+                libc::AT_FDCWD.into(),
+                name.into(),
+                flags.into(),
+                shared.mode.into(),
+            ];
+            let label = format!("put back {}", shared.name);
+            shell.open(libc::SYS_openat, &args, label)
+        }
     };
     let label = format!("make it {} bytes long", shared.size);
     shell
@@ -373,6 +433,26 @@ pub(crate) fn finish(shell: &mut Shell, shared: &SharedMemory, place: u32) {
     if shared.kind() == Kind::SystemV {
         return segments::finish(shell, shared);
     }
+    let times = |shell: &mut Shell| {
+        let split = |time: i64| {
+            let second = 1_000_000_000;
+            [
+                time.div_euclid(second) as u64,
+                time.rem_euclid(second) as u64,
+            ]
+        };
+        let times = [split(shared.accessed), split(shared.modified)].concat();
+        let times = shell.program.words(&times);
+        let args = [place.into(), 0.into(), times.into(), 0.into()];
+        // Only the owner of a file may, and a saved one may be somebody else's.
+        shell
+            .program
+            .try_call(libc::SYS_utimensat, &args, "set its times");
+    };
+    if shared.kind() == Kind::Saved {
+        times(shell);
+        return lock_out(shell, place);
+    }
     if (shared.uid, shared.gid) != (u32::MAX, u32::MAX) {
         let args = [place.into(), shared.uid.into(), shared.gid.into()];
         let label = format!("give it to user {}, group {}", shared.uid, shared.gid);
@@ -382,24 +462,16 @@ pub(crate) fn finish(shell: &mut Shell, shared: &SharedMemory, place: u32) {
     shell
         .program
         .must(libc::SYS_fchmod, &args, "set its permissions");
-    let split = |time: i64| {
-        let second = 1_000_000_000;
-        [
-            time.div_euclid(second) as u64,
-            time.rem_euclid(second) as u64,
-        ]
-    };
-    let times = [split(shared.accessed), split(shared.modified)].concat();
-    let times = shell.program.words(&times);
-    let args = [place.into(), 0.into(), times.into(), 0.into()];
-    shell
-        .program
-        .must(libc::SYS_utimensat, &args, "set its times");
+    times(shell);
     if shared.seals != 0 {
         let seals = u64::from(shared.seals);
         shell.fcntl(place, F_ADD_SEALS, seals, "seal it");
     }
-    // What somebody may write to cannot be executed (ETXTBSY).
+    lock_out(shell, place);
+}
+
+/// What somebody may write to cannot be executed (ETXTBSY).
+fn lock_out(shell: &mut Shell, place: u32) {
     let path = format!("/proc/self/fd/{place}");
     let fd = shell.open_path(&path, libc::O_RDONLY as u32);
     shell.rename_over(fd, place);

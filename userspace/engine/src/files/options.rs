@@ -7,12 +7,14 @@ use remote::sockets;
 
 use super::Shell;
 
-const SO_SNDBUFFORCE: u32 = 32;
+pub(crate) const SO_SNDBUFFORCE: u32 = 32;
 const SO_RCVBUFFORCE: u32 = 33;
-const SO_BUF_LOCK: i32 = 72;
+pub(crate) const SO_BUF_LOCK: i32 = 72;
 const SO_PASSPIDFD: i32 = 76;
 const SO_PASSRIGHTS: i32 = 83;
 const SOCKET: i32 = libc::SOL_SOCKET;
+/// Bytes for whatever a socket may have held back.
+pub(crate) const AMPLE: i32 = 64 << 20;
 
 /// Level and number of what any socket has.
 pub(crate) const ANY: &[(i32, i32)] = &[
@@ -35,6 +37,8 @@ pub(crate) const ANY: &[(i32, i32)] = &[
     (SOCKET, libc::SO_PASSSEC),
     (SOCKET, libc::SO_MARK),
     (SOCKET, libc::SO_PEEK_OFF),
+    (SOCKET, libc::SO_RXQ_OVFL),
+    (SOCKET, libc::SO_TIMESTAMPING),
     (SOCKET, SO_PASSPIDFD),
     (SOCKET, SO_PASSRIGHTS),
 ];
@@ -68,26 +72,58 @@ pub(crate) fn capture(
             value,
         })
     });
-    Ok(differing.collect())
+    let mut differing: Vec<SocketOption> = differing.collect();
+    let option = |name: i32, value: Vec<u8>| SocketOption {
+        level: SOCKET as u32,
+        name: name as u32,
+        value,
+    };
+    let filter = sockets::filter(fd).map_err(|error| match error.raw_os_error() {
+        Some(libc::EACCES) => std::io::Error::other("an eBPF program filters what it receives"),
+        _ => error,
+    })?;
+    if !filter.is_empty() {
+        differing.push(option(libc::SO_ATTACH_FILTER, filter));
+        // Only behind the filter itself.
+        let locked = read(fd, SOCKET, libc::SO_LOCK_FILTER);
+        if locked.iter().any(|&byte| byte != 0) {
+            differing.push(option(libc::SO_LOCK_FILTER, locked));
+        }
+    }
+    Ok(differing)
 }
 
 pub(crate) fn set(shell: &mut Shell, fd: u32, options: &[SocketOption]) {
     for option in options {
-        let (mut name, mut value) = (option.name, option.value.clone());
+        if (option.level, option.name) == (SOCKET as u32, libc::SO_ATTACH_FILTER as u32) {
+            attach_filter(shell, fd, &option.value);
+            continue;
+        }
         let is = |wanted: i32| option.level == SOCKET as u32 && option.name == wanted as u32;
         if is(libc::SO_SNDBUF) || is(libc::SO_RCVBUF) {
             // The kernel shows twice what was asked for (net/core/sock.c).
-            let bytes: [u8; 4] = value.as_slice().try_into().unwrap_or_default();
-            value = (i32::from_ne_bytes(bytes) / 2).to_ne_bytes().to_vec();
-            let sends = is(libc::SO_SNDBUF);
-            name = if sends {
-                SO_SNDBUFFORCE
-            } else {
-                SO_RCVBUFFORCE
-            };
+            let bytes: [u8; 4] = option.value.as_slice().try_into().unwrap_or_default();
+            force(shell, fd, option.name as i32, i32::from_ne_bytes(bytes) / 2);
+            continue;
         }
-        set_one(shell, fd, option.level, name, &value);
+        set_one(shell, fd, option.level, option.name, &option.value);
     }
+}
+
+/// struct sock_fprog: how many instructions, and where they are.
+fn attach_filter(shell: &mut Shell, fd: u32, instructions: &[u8]) {
+    let at = shell.program.bytes(instructions);
+    let filter = shell.program.words(&[instructions.len() as u64 / 8, 0]);
+    shell.program.point(filter, 8, at);
+    let args = [
+        fd.into(),
+        SOCKET.into(),
+        libc::SO_ATTACH_FILTER.into(),
+        filter.into(),
+        16.into(),
+    ];
+    let label = "filter what it receives";
+    shell.program.must(libc::SYS_setsockopt, &args, label);
 }
 
 pub(crate) fn set_one(shell: &mut Shell, fd: u32, level: u32, name: u32, value: &[u8]) {
@@ -103,22 +139,47 @@ pub(crate) fn set_one(shell: &mut Shell, fd: u32, level: u32, name: u32, value: 
     shell.program.must(libc::SYS_setsockopt, &args, label);
 }
 
-/// Room for what is put in before the real size is set.
-pub(crate) fn make_room(shell: &mut Shell, fd: u32) {
-    let size = (64i32 << 20).to_ne_bytes();
-    set_one(shell, fd, SOCKET as u32, SO_SNDBUFFORCE, &size);
+/// Sets a size, above the limit of the host too where that is allowed (CAP_NET_ADMIN).
+fn force(shell: &mut Shell, fd: u32, name: i32, size: i32) {
+    let bytes = size.to_ne_bytes();
+    set_one(shell, fd, SOCKET as u32, name as u32, &bytes);
+    let over = if name == libc::SO_SNDBUF {
+        SO_SNDBUFFORCE
+    } else {
+        SO_RCVBUFFORCE
+    };
+    let bytes = shell.program.bytes(bytes);
+    let args = [
+        fd.into(),
+        SOCKET.into(),
+        over.into(),
+        bytes.into(),
+        4.into(),
+    ];
+    let label = format!("set option {over} of level {SOCKET}");
+    shell.program.try_call(libc::SYS_setsockopt, &args, label);
 }
 
-/// Gives the send buffer its usual size again, for the kernel to change, unless an option will set it.
-pub(crate) fn usual_room(shell: &mut Shell, fd: u32, options: &[SocketOption], usual: i32) {
-    let sized = |option: &SocketOption| {
-        option.level == SOCKET as u32 && option.name == libc::SO_SNDBUF as u32
-    };
-    if options.iter().any(sized) {
+/// Room for what is put in before the real size is set.
+pub(crate) fn make_room(shell: &mut Shell, fd: u32) {
+    force(shell, fd, libc::SO_SNDBUF, AMPLE);
+}
+
+/// Room for so much to arrive before anybody reads; the kernel may change it again.
+pub(crate) fn make_receive_room(shell: &mut Shell, fd: u32, length: usize) {
+    if length < 32 << 10 {
         return;
     }
-    let size = (usual / 2).to_ne_bytes();
-    set_one(shell, fd, SOCKET as u32, SO_SNDBUFFORCE, &size);
+    force(
+        shell,
+        fd,
+        libc::SO_RCVBUF,
+        (2 * length).min(256 << 20) as i32,
+    );
+    unlock(shell, fd);
+}
+
+fn unlock(shell: &mut Shell, fd: u32) {
     let unlocked = shell.program.bytes(0i32.to_ne_bytes());
     let args = [
         fd.into(),
@@ -129,4 +190,16 @@ pub(crate) fn usual_room(shell: &mut Shell, fd: u32, options: &[SocketOption], u
     ];
     let label = "let its size change";
     shell.program.try_call(libc::SYS_setsockopt, &args, label);
+}
+
+/// Gives the send buffer its usual size again, for the kernel to change, unless an option will set it.
+pub(crate) fn usual_room(shell: &mut Shell, fd: u32, options: &[SocketOption], usual: i32) {
+    let sized = |option: &SocketOption| {
+        option.level == SOCKET as u32 && option.name == libc::SO_SNDBUF as u32
+    };
+    if options.iter().any(sized) {
+        return;
+    }
+    force(shell, fd, libc::SO_SNDBUF, usual / 2);
+    unlock(shell, fd);
 }

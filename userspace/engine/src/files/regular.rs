@@ -102,6 +102,11 @@ pub(crate) fn directory(held: &Held) -> Result<Kind, Why> {
     }))
 }
 
+/// Whether a file open with these flags may be written to.
+pub(crate) fn is_written(flags: u32) -> bool {
+    flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+}
+
 /// Flags with which to open anew: nothing that creates or cuts.
 pub(super) fn reopening(flags: u32) -> u32 {
     let kept = (libc::O_ACCMODE
@@ -175,15 +180,7 @@ pub(crate) fn changed(regular: &Regular) -> Option<Changed> {
 pub(crate) fn cut_back(regular: &Regular) -> std::io::Result<String> {
     let file = File::options().read(true).write(true).open(&regular.path)?;
     let length = file.metadata()?.len();
-    let mut nth = 1;
-    let (name, tail) = loop {
-        let name = format!("{}.ckptd-tail.{nth}", regular.path);
-        match File::options().write(true).create_new(true).open(&name) {
-            Ok(tail) => break (name, tail),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => nth += 1,
-            Err(error) => return Err(error),
-        }
-    };
+    let (name, tail) = beside(&regular.path, "tail")?;
     let mut buffer = vec![0; 1 << 20];
     let mut at = regular.size;
     while at < length {
@@ -195,6 +192,19 @@ pub(crate) fn cut_back(regular: &Regular) -> std::io::Result<String> {
     tail.sync_all()?;
     file.set_len(regular.size)?;
     Ok(name)
+}
+
+/// A new file beside another, named after it.
+pub(super) fn beside(path: &str, what: &str) -> std::io::Result<(String, File)> {
+    let mut nth = 1;
+    loop {
+        let name = format!("{path}.ckptd-{what}.{nth}");
+        match File::options().write(true).create_new(true).open(&name) {
+            Ok(file) => return Ok((name, file)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => nth += 1,
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[cfg(test)]

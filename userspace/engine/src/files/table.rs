@@ -19,7 +19,7 @@ use crate::areas::Area;
 use crate::freeze::failed;
 use crate::ipc::segments;
 use crate::maps;
-use crate::{CheckpointError, Refusal};
+use crate::{CheckpointError, Refusal, TcpPolicy};
 
 /// Process, descriptor and the id given to the open file behind it.
 pub(super) type Holder = (u32, u32, u32);
@@ -38,6 +38,12 @@ pub(crate) struct Table {
     /// Files that are looked at again when all descriptors are known.
     pub(crate) pending: Vec<(u32, Held)>,
     pub(crate) outer: outer::Outer,
+    /// The content of files that are open for writing is part of the image.
+    pub(crate) save_files: bool,
+    /// What to do with connections that lead out of the job, and whether it is to be killed.
+    pub(crate) tcp: (TcpPolicy, bool),
+    /// The packets of those are held off.
+    pub(crate) held_off: Option<inet::filter::Filter>,
     pub(crate) spaces: crate::track::SpaceNumbers,
     /// Processes of the job: their pids as we see them, and inside the job.
     pub(crate) members: HashMap<u32, u32>,
@@ -79,7 +85,9 @@ impl Table {
         } else {
             libc::O_RDONLY
         } as u32;
-        if area.path.ends_with(" (deleted)") || (writable && object::is_memory(pid, area)) {
+        if area.path.ends_with(" (deleted)")
+            || (writable && (self.save_files || object::is_memory(pid, area)))
+        {
             return self.mapped_object(pid, area, flags);
         }
         let key = (area.path.clone(), writable);
@@ -254,6 +262,9 @@ impl Table {
         }
         match held.meta.mode() & libc::S_IFMT {
             libc::S_IFREG if held.meta.nlink() == 0 => object::capture(self, held),
+            libc::S_IFREG if self.save_files && object::can_be_saved(held) => {
+                object::capture(self, held)
+            }
             libc::S_IFREG => regular::capture(held),
             libc::S_IFDIR => regular::directory(held),
             libc::S_IFCHR => pty::capture(held).unwrap_or_else(|| device::capture(held)),

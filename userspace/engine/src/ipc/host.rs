@@ -31,6 +31,11 @@ pub(super) struct Present {
 }
 
 impl Host {
+    /// None of what this host has is in the way.
+    pub(crate) fn forget(&mut self) {
+        self.present.clear();
+    }
+
     pub(crate) fn probe(snapshot: &Snapshot) -> Self {
         let mut host = Self {
             chosen: std::path::Path::new("/proc/sys/kernel/shm_next_id").exists(),

@@ -8,9 +8,10 @@ use images::proto::open_file::Kind as FileKind;
 use images::proto::process::State;
 use images::proto::{Mapping, Process, Regular, Snapshot};
 
-use crate::files::{datagram, inet, object, regular, unix};
+use super::rights;
+use crate::files::{Network, datagram, inet, object, regular, unix};
 use crate::host::Host;
-use crate::{FilesPolicy, Refusal, cpu, ipc, limits, tree};
+use crate::{FilesPolicy, Refusal, TcpPolicy, cgroup, clock, cpu, identity, ipc, limits, tree};
 
 pub(super) fn alive(process: &&Process) -> bool {
     process.state() != State::Zombie
@@ -20,17 +21,29 @@ pub(super) fn alive(process: &&Process) -> bool {
 pub(super) fn check(
     snapshot: &Snapshot,
     host: &Host,
-    policy: FilesPolicy,
+    (policy, tcp): (FilesPolicy, TcpPolicy),
 ) -> Result<Vec<Regular>, Vec<Refusal>> {
     let root = snapshot.root;
     let mut refusals = check_host(snapshot, host);
     refusals.extend(check_shape(snapshot));
     let objects = snapshot.shared.iter();
     refusals.extend(objects.filter_map(|shared| object::check(shared, root)));
+    let own = host.own.as_ref().is_some_and(|own| own.network);
+    let network = Network { tcp, own };
     for check in [unix::rebuild::check, inet::check, datagram::check] {
-        refusals.extend(snapshot.files.iter().filter_map(|file| check(file, root)));
+        let files = snapshot.files.iter();
+        refusals.extend(files.filter_map(|file| check(file, network, root)));
     }
     refusals.extend(ipc::check(snapshot, &host.ipc));
+    refusals.extend(cgroup::check(snapshot));
+    refusals.extend(identity::check(snapshot));
+    refusals.extend(clock::check(host.clock, root));
+    let ours = rights::Ours {
+        credentials: &host.credentials,
+        nice: host.scheduling.nice,
+        oom_score_adj: host.oom_score_adj,
+    };
+    refusals.extend(rights::missing(snapshot, ours));
     let cut = check_files(snapshot, policy, &mut refusals);
     if refusals.is_empty() {
         Ok(cut)

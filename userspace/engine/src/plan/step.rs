@@ -1,6 +1,6 @@
 //! The steps of a plan, and how they read.
 
-use images::proto::Regular;
+use images::proto::{Regular, SharedMemory};
 use remote::Program;
 
 use crate::{ipc, tree};
@@ -19,16 +19,22 @@ pub(crate) enum Step {
     },
     /// A new thread.
     Thread { pid: u32, tid: u32 },
+    /// A process goes to control groups of its own.
+    Cgroups { pid: u32 },
     /// All pages go to their places.
     Fill,
     /// A process ends as it had ended, and waits for its parent to notice.
     Zombie { pid: u32, wait_status: i32 },
     /// A descriptor of a process that has ended and been waited for.
     Dead { pid: u32, place: u32, flags: u32 },
+    /// The content of a saved file is kept beside it if it has changed.
+    KeepBeside { shared: SharedMemory },
     /// A file that has grown is cut back.
     CutBack { regular: Regular },
     /// An object that outlives processes has been made: from here on it is removed if the restore fails.
     Left { kind: ipc::Kind, id: u32 },
+    /// A TCP connection to the outside, the open file with that id, goes on.
+    GoOn { pid: u32, fd: u32, file: u32 },
     /// Everything runs.
     LetGo,
 }
@@ -85,6 +91,14 @@ impl Step {
                     regular.path, regular.size
                 ));
             }
+            Self::KeepBeside { shared } => lines.push(format!(
+                "keep what {} holds now beside it, if that has changed",
+                shared.name
+            )),
+            Self::Cgroups { pid } => lines.push(format!("process {pid}: enter its control groups")),
+            Self::GoOn { pid, fd, .. } => lines.push(format!(
+                "process {pid}: let the connection of descriptor {fd} go on"
+            )),
             Self::Left { .. } => {}
             Self::LetGo => lines.push("set all registers and let everything run".to_owned()),
         }

@@ -9,8 +9,8 @@ use images::proto::{
 };
 
 use super::{Step, make};
-use crate::FilesPolicy;
 use crate::host::Host;
+use crate::{FilesPolicy, TcpPolicy};
 
 /// A process of one thread with a page at 64 KiB.
 fn process(pid: u32, ppid: u32) -> Process {
@@ -61,8 +61,8 @@ fn host() -> Host {
 
 fn plan(snapshot: &Snapshot, taken: &[u32]) -> Result<super::Plan, Vec<crate::Refusal>> {
     let taken = |id: u32| taken.contains(&id);
-    let files = FilesPolicy::Truncate;
-    make(snapshot, &BTreeMap::new(), &host(), files, &taken)
+    let policies = (FilesPolicy::Truncate, TcpPolicy::Refuse);
+    make(snapshot, &BTreeMap::new(), &host(), policies, &taken)
 }
 
 /// Where the first step is that reads so.

@@ -97,7 +97,9 @@ impl Builder<'_> {
                     range: m.start..m.end,
                     place: Place {
                         zero_matters,
-                        later: options.lazy.is_some() && lazy::can_wait(m),
+                        later: options.lazy.is_some()
+                            && self.plan.host.in_users_of_ours()
+                            && lazy::can_wait(m),
                     },
                 })
             };

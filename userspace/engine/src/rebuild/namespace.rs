@@ -7,17 +7,19 @@ use remote::stub::{self};
 use remote::{Program, Stop, Waited};
 
 use super::{Builder, INIT, broke, failed, missing};
-use crate::{RestoreError, RestoreOptions};
+use crate::{RestoreError, RestoreOptions, namespaces};
 
 impl Builder<'_> {
     /// The first process of a new pid namespace, with a /proc of its own.
     pub(super) fn make_init(&mut self) -> Result<(), RestoreError> {
+        let own = &self.plan.host.own.clone().unwrap_or_default();
         self.init = Some(INIT);
         self.seed(
             INIT,
             &Birth {
                 ids: Vec::new(),
-                namespace: true,
+                namespaces: libc::CLONE_NEWPID | libc::CLONE_NEWNS | namespaces::flags(own),
+                maps: namespaces::maps(own),
                 keep_stdio: true,
             },
             (1, 1),
@@ -76,6 +78,7 @@ impl Builder<'_> {
             ];
             program.must(libc::SYS_mount, &args, "make /dev/ptmx lead there");
         }
+        namespaces::settle(&mut program, own);
         self.run(INIT, "a namespace", &program)
     }
 

@@ -21,7 +21,8 @@ impl Builder<'_> {
             tree::Step::Spawn { pid } => {
                 let birth = Birth {
                     ids: vec![pid as i32],
-                    namespace: false,
+                    namespaces: 0,
+                    maps: Vec::new(),
                     keep_stdio: true,
                 };
                 self.seed(pid, &birth, (pid as i32, pid as i32))

@@ -107,6 +107,9 @@ pub(crate) fn what(file: &OpenFile) -> String {
         }
         Some(Kind::Tcp(socket)) if socket.listening => "listens".to_owned(),
         Some(Kind::Tcp(socket)) if socket.other != 0 => "connected within the job".to_owned(),
+        Some(Kind::Tcp(socket)) if socket.outside.is_some() => {
+            "connected to outside of the job".to_owned()
+        }
         Some(Kind::Tcp(_)) => "not connected".to_owned(),
         Some(Kind::Datagram(socket)) if socket.peer.is_empty() => "not connected".to_owned(),
         Some(Kind::Datagram(_)) => "connected".to_owned(),

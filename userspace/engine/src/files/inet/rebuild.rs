@@ -4,10 +4,11 @@ use images::proto::open_file::Kind;
 use images::proto::{OpenFile, Process, Snapshot, TcpSocket};
 use remote::{Expect, sockets};
 
-use super::address;
+use super::{address, outside};
+use crate::TcpPolicy;
 use crate::files::{Making, STATUS_FLAGS, Shell, options};
 use crate::host::Host;
-use crate::plan::Stages;
+use crate::plan::{Stages, Step};
 
 const BACKLOG: u32 = 4096;
 const PIECE: usize = 64 << 10;
@@ -35,11 +36,12 @@ pub(crate) struct Connection {
 /// All TCP sockets of a job.
 pub(crate) struct Connections<'a> {
     making: &'a Making<'a>,
+    policy: TcpPolicy,
 }
 
 impl<'a> Connections<'a> {
-    pub(crate) fn new(making: &'a Making<'a>) -> Self {
-        Self { making }
+    pub(crate) fn new(making: &'a Making<'a>, policy: TcpPolicy) -> Self {
+        Self { making, policy }
     }
 
     fn all(&self) -> impl Iterator<Item = Socket<'a>> + use<'a> {
@@ -146,6 +148,11 @@ impl<'a> Connections<'a> {
                 self.accept(shell, process, connection);
             });
         }
+        for client in self.waiting() {
+            stages.stage("connect", |shell, process| {
+                self.connect_one(shell, process, client);
+            });
+        }
         stages.stage("take over TCP sockets", |shell, process| {
             self.hand_over(shell, process);
         });
@@ -166,6 +173,14 @@ impl<'a> Connections<'a> {
             }
             let place = self.making.place(id);
             self.make(shell, socket, place, true);
+            if let Some(outside) = outside::kept(socket, self.policy) {
+                outside::make(shell, place, socket, outside);
+                continue;
+            }
+            if socket.ended || socket.outside.is_some() {
+                outside::make_ended(shell, place, socket, !socket.ended);
+                continue;
+            }
             self.bind(shell, place, &socket.name);
             if socket.listening {
                 listen(shell, place, BACKLOG);
@@ -189,7 +204,11 @@ impl<'a> Connections<'a> {
 
     /// the other side connects,
     fn connect(&self, shell: &mut Shell, process: &Process, connection: Connection) {
-        let client = self.find(connection.client);
+        self.connect_one(shell, process, connection.client);
+    }
+
+    fn connect_one(&self, shell: &mut Shell, process: &Process, client: u32) {
+        let client = self.find(client);
         let Some((id, socket, _)) = client.filter(|(id, ..)| self.maker(*id) == process.pid) else {
             return;
         };
@@ -221,6 +240,30 @@ impl<'a> Connections<'a> {
         }
     }
 
+    /// Those that nobody has accepted, in order.
+    fn waiting(&self) -> Vec<u32> {
+        let inodes = self.all().flat_map(|(_, socket, _)| &socket.waiting);
+        let ids = inodes.filter_map(|inode| {
+            let mut all = self.all();
+            all.find(|(_, socket, _)| socket.inode == *inode)
+                .map(|(id, ..)| id)
+        });
+        ids.collect()
+    }
+
+    /// The last steps of all: connections that are kept go on where they were.
+    pub(crate) fn go_on(&self, stages: &mut Stages<'_>) {
+        let kept = self
+            .all()
+            .filter(|(_, s, _)| outside::kept(s, self.policy).is_some());
+        stages.extend(kept.filter_map(|(file, ..)| {
+            let maker = self.making.maker(file)?;
+            let held = maker.descriptors.iter().find(|d| d.file == file)?;
+            let (pid, fd) = (maker.pid, held.fd);
+            Some(Step::GoOn { pid, fd, file })
+        }));
+    }
+
     /// Step 3: accepted sockets go to who passes them on.
     fn hand_over(&self, shell: &mut Shell, process: &Process) {
         for connection in self.connections() {
@@ -242,16 +285,10 @@ impl<'a> Connections<'a> {
                 continue;
             };
             let fd = self.making.place(id);
-            if !other.unread.is_empty() {
+            let rest = [other.unread.as_slice(), &socket.unsent].concat();
+            if !rest.is_empty() {
                 options::make_room(shell, fd);
-                for piece in other.unread.chunks(PIECE) {
-                    let data = shell.program.bytes(piece);
-                    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-                    let args = [fd.into(), data.into(), piece.len().into(), flags.into()];
-                    let label = format!("send {} bytes", piece.len());
-                    let length = Expect::Exactly(piece.len() as u64);
-                    shell.program.call(libc::SYS_sendto, &args, length, label);
-                }
+                send(shell, fd, &rest);
                 options::usual_room(shell, fd, &socket.options, usual);
             }
             if socket.shutdown & 2 != 0 {
@@ -272,16 +309,37 @@ impl<'a> Connections<'a> {
             if socket.listening {
                 listen(shell, fd, socket.backlog);
             }
+            if socket.shutdown & 1 != 0 && socket.other != 0 {
+                let args = [fd.into(), libc::SHUT_RD.into()];
+                shell
+                    .program
+                    .must(libc::SYS_shutdown, &args, "read no more");
+            }
             for name in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
                 options::set_one(shell, fd, SOCKET, name as u32, &[0; 16]);
             }
-            let off = 0i32.to_ne_bytes();
-            options::set_one(shell, fd, SOCKET, libc::SO_REUSEADDR as u32, &off);
+            // In repair mode it is what makes room for the same address.
+            if outside::kept(socket, self.policy).is_none() {
+                let off = 0i32.to_ne_bytes();
+                options::set_one(shell, fd, SOCKET, libc::SO_REUSEADDR as u32, &off);
+            }
             options::set(shell, fd, &late(socket));
             let flags = u64::from(file.flags & STATUS_FLAGS);
             shell.fcntl(fd, libc::F_SETFL, flags, "set its flags");
             super::super::set_owner(shell, fd, file);
         }
+    }
+}
+
+/// Sends so many bytes, for which there is room.
+pub(super) fn send(shell: &mut Shell, fd: u32, bytes: &[u8]) {
+    for piece in bytes.chunks(PIECE) {
+        let data = shell.program.bytes(piece);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let args = [fd.into(), data.into(), piece.len().into(), flags.into()];
+        let label = format!("send {} bytes", piece.len());
+        let length = Expect::Exactly(piece.len() as u64);
+        shell.program.call(libc::SYS_sendto, &args, length, label);
     }
 }
 

@@ -7,7 +7,7 @@ use images::proto::{Credentials, Message, OpenFile, Process, UnixSocket};
 use remote::{Arg, Blob};
 
 use super::{is_path, taken};
-use crate::files::{Making, STATUS_FLAGS, Shell, options};
+use crate::files::{Making, Network, STATUS_FLAGS, Shell, options};
 use crate::host::Host;
 use crate::plan::Stages;
 use crate::{Refusal, identity};
@@ -512,9 +512,11 @@ impl<'a> Sockets<'a> {
 }
 
 /// Why a name cannot be had on this host.
-pub(crate) fn check(file: &OpenFile, root: u32) -> Option<Refusal> {
+pub(crate) fn check(file: &OpenFile, network: Network, root: u32) -> Option<Refusal> {
     let (_, socket, _) = unix(file)?;
-    if socket.name.is_empty() || !taken(socket) {
+    // Abstract names are of a network namespace.
+    let free = socket.name.is_empty() || (network.own && !is_path(&socket.name));
+    if free || !taken(socket) {
         return None;
     }
     Some(Refusal {

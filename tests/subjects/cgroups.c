@@ -1,5 +1,7 @@
 /* A child in control groups of its own, of both versions as far as they are mounted. */
 #include "subject.h"
+#include <linux/magic.h>
+#include <sys/vfs.h>
 
 static const char *const above[] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids"};
 
@@ -8,6 +10,8 @@ int main(int argc, char **argv) {
     char made[COUNT(above)][128] = {{0}}, path[512], text[4096], before[4096];
     int count = 0;
     for (size_t i = 0; i < COUNT(above); i++) {
+        struct statfs fs;
+        if (statfs(above[i], &fs) != 0 || (fs.f_type != CGROUP_SUPER_MAGIC && fs.f_type != CGROUP2_SUPER_MAGIC)) continue;
         snprintf(path, sizeof path, "%s/cgroup.procs", above[i]);
         if (access(path, W_OK) != 0) continue;
         snprintf(made[i], sizeof made[i], "%s/subject-%d", above[i], (int)getpid());

@@ -42,6 +42,11 @@ const TESTS: &[Need] = &[
         package: "golang-go",
         vital: false,
     },
+    Need {
+        program: "nft",
+        package: "nftables",
+        vital: false,
+    },
 ];
 
 /// For virtual machines. A busybox without libraries packs smaller, and any other does too.

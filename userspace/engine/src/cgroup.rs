@@ -2,6 +2,7 @@
 //!
 //! Groups of the job as a whole are those of whoever starts or restores it: a batch system gives it others each time.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use images::proto::{Cgroup, CgroupSetting, Process, Snapshot};
@@ -159,7 +160,9 @@ pub(crate) fn enter(process: &Process, pid: u32) -> std::io::Result<()> {
             }
         }
         let members = at.join("cgroup.procs");
-        std::fs::write(&members, pid.to_string()).map_err(|error| failed(&members, error))?;
+        let opened = std::fs::File::options().write(true).open(&members);
+        let entered = opened.and_then(|mut file| file.write_all(pid.to_string().as_bytes()));
+        entered.map_err(|error| failed(&members, error))?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tests::{Output, Place, Subject, binary, is_root, run, skip, wait_for};
@@ -33,8 +33,18 @@ impl World {
             place.path().join("ckptd-binary"),
             place.path().join("subject"),
         );
-        fs::copy(binary(), &ckptd).unwrap();
-        fs::copy(Subject::new("children").build().unwrap(), &subject).unwrap();
+        // Not by ourselves: what another test forks meanwhile would hold the copy open for writing, so that it cannot be executed.
+        let copy = |from: &Path, to: &Path| {
+            assert!(
+                Command::new("cp")
+                    .args([from, to])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        };
+        copy(&binary(), &ckptd);
+        copy(&Subject::new("children").build().unwrap(), &subject);
         for path in [&ckptd, &subject] {
             fs::set_permissions(path, anybody.clone()).unwrap();
         }

@@ -289,7 +289,7 @@ impl Job {
         run(&mut command)
     }
 
-    /// Every file of the job in the store but its lock, sorted.
+    /// Every file of the job's image in the store, sorted: neither its lock nor what is told of its last operations.
     #[must_use]
     pub fn stored(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
@@ -299,7 +299,9 @@ impl Job {
                 let path = entry.path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if path.file_name() != Some(OsStr::new("lock")) {
+                } else if path.file_name() != Some(OsStr::new("lock"))
+                    && path.extension() != Some(OsStr::new("json"))
+                {
                     found.push(path);
                 }
             }

@@ -1,4 +1,5 @@
-/* So many MiB of memory that does not compress, of which so many pages are written each second (-1: all, over and over). */
+/* So many MiB of memory that does not compress, of which so many pages are written each second (-1: all, over and over). With a third
+ * number, it is memory that a child shares, which does nothing. */
 #include "job.h"
 
 enum { PAGE = 4096, WORDS = PAGE / sizeof(uint64_t) };
@@ -61,13 +62,20 @@ int main(int argc, char **argv)
     enter(argc, argv);
     pages = (size_t)number(argc, argv, 2) << 8;
     rate = number(argc, argv, 3);
-    words = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int sharing = argc > 4 ? MAP_SHARED : MAP_PRIVATE;
+    words = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
     times = calloc(pages, sizeof *times);
     if (words == MAP_FAILED || !times)
         die("mmap");
     for (size_t page = 0; page < pages; page++)
         for (size_t i = 0; i < WORDS; i++)
             words[page * WORDS + i] = i == 1 ? scatter(page) : scatter(page * WORDS + i);
+    pid_t parent = getpid();
+    if (argc > 4 && fork() == 0) {
+        while (getppid() == parent)
+            nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+        _exit(0);
+    }
     pthread_t thread;
     if (pthread_create(&thread, NULL, work, NULL) != 0)
         die("pthread_create");

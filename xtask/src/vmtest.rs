@@ -112,6 +112,22 @@ fn build(filter: Option<&str>) -> Result<Vec<Program>> {
         );
         programs.push(program);
     }
+    let random = test_binary(&["-p", "tests", "--test", "memory"])?;
+    if filter.is_none_or(|filter| "incremental".contains(filter)) {
+        // The first case on this machine builds its subject.
+        run(Command::new(&random)
+            .args(["--exact", "whole"])
+            .env("CKPTD_TEST_MEMORY_CASES", "1")
+            .stdout(Stdio::null()))?;
+        let which = ["--exact", "incremental"].map(str::to_owned);
+        let mut program = Program::test("random", random, which.into_iter());
+        program.needs.push(target().join("debug/ckptd"));
+        program.needs.push("/bin/bash".into());
+        program
+            .needs
+            .push(target().join("subjects").join("random_memory"));
+        programs.push(program);
+    }
     programs.push(Program {
         name: "doctor".to_owned(),
         path: target().join("debug/ckptd"),

@@ -20,6 +20,8 @@ enum Event {
     Checkpoint(usize, Index),
     /// It is checkpointed as it takes so many steps.
     CheckpointRunning(usize, Index),
+    /// The same, but ckptd is killed at a moment of it, or it fails there.
+    CutOff(usize, Index, bool, Index),
     /// It is compared with the model, and runs on.
     Look,
     /// A checkpoint is deleted.
@@ -46,6 +48,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (0..60usize, any::<Index>()).prop_map(|(steps, way)| Event::Checkpoint(steps, way)),
         8 => (1..150usize, any::<Index>()).prop_map(|(steps, way)| Event::CheckpointRunning(steps, way)),
+        3 => (0..100usize, any::<Index>(), any::<bool>(), any::<Index>())
+            .prop_map(|(steps, way, kill, moment)| Event::CutOff(steps, way, kill, moment)),
         1 => proptest::strategy::Just(Event::Look),
         2 => any::<Index>().prop_map(Event::Delete),
         1 => (1..4usize).prop_map(Event::Keep),
@@ -58,6 +62,24 @@ fn case() -> impl Strategy<Value = Case> {
     let events = proptest::collection::vec(event(), 4..14);
     (steps, events).prop_map(|(steps, events)| Case { steps, events })
 }
+
+/// The moments of a checkpoint at which it can be cut off. Not all come each time.
+const MOMENTS: [&str; 14] = [
+    "watched",
+    "round 0 looked",
+    "round 0 copied",
+    "round 1 looked",
+    "round 1 copied",
+    "round 2 looked",
+    "frozen",
+    "captured",
+    "looked",
+    "forked",
+    "held",
+    "released",
+    "written",
+    "committed",
+];
 
 /// Runs one case to its end, and restores every checkpoint that is left.
 fn check(mode: Mode, case: &Case) {
@@ -73,6 +95,17 @@ fn check(mode: Mode, case: &Case) {
             }
             Event::CheckpointRunning(steps, way) => {
                 driver.checkpoint(*steps, way.get::<&[&str]>(mode.checkpoint));
+            }
+            Event::CutOff(steps, way, kill, moment) => {
+                let moment = moment.get::<&str>(&MOMENTS);
+                let way = way.get::<&[&str]>(mode.checkpoint);
+                if driver.cut_off(*steps, way, *kill, moment) && *kill {
+                    driver.look("without ckptd");
+                    if driver.checkpoints.is_empty() {
+                        return;
+                    }
+                    driver.restore(driver.checkpoints.len() - 1);
+                }
             }
             Event::Look => driver.look("running"),
             Event::Delete(which) if some > 1 => driver.delete(which.index(some)),
@@ -165,4 +198,54 @@ modes! {
     whole: [], [WHOLE], [];
     incremental: ["--incremental"], [INCREMENTAL, INCREMENTAL, INCREMENTAL, FORKED, WHOLE], ["--incremental"];
     lazy: [], [WHOLE], ["--lazy"];
+}
+
+/// At each moment of a checkpoint in turn, it is cut off: the program is unharmed, and the next checkpoint is right.
+fn cut_off_at_every_moment(kill: bool) {
+    let mode = Mode {
+        name: "incremental",
+        run: &["--incremental"],
+        checkpoint: &[INCREMENTAL],
+        restore: &["--incremental"],
+    };
+    let steps: Vec<u64> = (0..3000u64)
+        .map(|step| step.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .collect();
+    let Some(mut driver) = Driver::start(mode, &steps) else {
+        return;
+    };
+    driver.advance(60);
+    driver.checkpoint(0, INCREMENTAL);
+    for moment in MOMENTS {
+        let way = if moment == "forked" {
+            FORKED
+        } else {
+            INCREMENTAL
+        };
+        // Another round needs much to be written in the one before.
+        let late = moment.starts_with("round") && !moment.starts_with("round 0");
+        let steps = if late { 120 } else { 10 };
+        let came = (0..5).any(|_| driver.cut_off(steps, way, kill, moment));
+        if !came {
+            tests::skip(moment, "this moment did not come in five checkpoints");
+            continue;
+        }
+        driver.look(&format!("cut off at \"{moment}\""));
+        driver.checkpoint(10, INCREMENTAL);
+        driver.restore(driver.checkpoints.len() - 1);
+        driver.look(&format!(
+            "a checkpoint later than one cut off at \"{moment}\""
+        ));
+        driver.keep(2);
+    }
+}
+
+#[test]
+fn killed_at_every_moment() {
+    cut_off_at_every_moment(true);
+}
+
+#[test]
+fn failed_at_every_moment() {
+    cut_off_at_every_moment(false);
 }

@@ -50,6 +50,7 @@ macro_rules! refusals {
 
 refusals! {
     refused_io_uring: ["io_uring"];
+    refused_aio: ["aio", "io_destroy"];
     refused_userfaultfd: ["userfaultfd"];
     refused_child: ["socket"];
     refused_dead_leader: ["leader"];

@@ -188,6 +188,7 @@ impl Job {
             .arg(verb)
             .arg("--dir")
             .arg(&self.store)
+            .env("CKPTD_TEST_FAULT", self.place.path().join("fault"))
             .stdin(Stdio::null());
         command
     }
@@ -287,6 +288,17 @@ impl Job {
             _ => command.arg(&self.name),
         };
         run(&mut command)
+    }
+
+    /// Has ckptd die (`kill MOMENT`) or the checkpoint fail (`fail MOMENT`) at a moment of the next checkpoint; see `engine/src/fault.rs`.
+    pub fn set_fault(&self, fault: &str) {
+        fs::write(self.place.path().join("fault"), fault).expect("fault");
+    }
+
+    /// Whether the moment of [`Job::set_fault`] has come; it does not come any more.
+    #[must_use]
+    pub fn clear_fault(&self) -> bool {
+        fs::remove_file(self.place.path().join("fault")).is_err()
     }
 
     /// Every file of the job's image in the store, sorted: neither its lock nor what is told of its last operations.

@@ -46,6 +46,8 @@ pub struct Driver {
     script: Vec<Step>,
     question: u64,
     limit: usize,
+    /// Its ckptd was killed.
+    orphaned: bool,
     /// By process, the steps it is known to have taken.
     reached: Vec<usize>,
     /// What there is to restore, oldest first.
@@ -74,6 +76,7 @@ impl Driver {
             script: script(seeds, huge_pages()),
             question: 0,
             limit: 0,
+            orphaned: false,
             reached: vec![0; PROCESSES],
             checkpoints: Vec::new(),
         };
@@ -143,7 +146,9 @@ impl Driver {
                     answers.insert(process, step as usize);
                 }
             }
-            if let Some(code) = self.job.ended() {
+            if let Some(code) = self.job.ended()
+                && !self.orphaned
+            {
                 panic!("the program ended: exit status {code}\n{}", self.describe());
             }
             let broken = self.job.output().contains("BROKEN");
@@ -255,6 +260,38 @@ impl Driver {
     /// more.
     #[track_caller]
     pub fn checkpoint(&mut self, steps: usize, arguments: &[&str]) {
+        let taken = self.try_checkpoint(steps, arguments);
+        let (said, bounds) = taken;
+        assert!(said.code() == 0, "{said}\n{}", self.describe());
+        self.add(said, bounds);
+        self.arrive();
+    }
+
+    /// The same, but it is cut off at a moment, by the death of ckptd or by a failure, unless that moment does not come. When ckptd is dead, a
+    /// process whose parent has ended is no longer known to be part of the job.
+    #[track_caller]
+    pub fn cut_off(&mut self, steps: usize, arguments: &[&str], kill: bool, moment: &str) -> bool {
+        let what = if kill { "kill" } else { "fail" };
+        self.job.set_fault(&format!("{what} {moment}"));
+        let (said, bounds) = self.try_checkpoint(steps, arguments);
+        let came = self.job.clear_fault();
+        assert!((said.code() != 0) == came, "{said}\n{}", self.describe());
+        if !came {
+            self.add(said, bounds);
+        } else if moment == "committed" {
+            let newest = self.job.manifests().pop().expect("a manifest");
+            let number = newest
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse().ok());
+            let sequence = number.expect("a sequence number");
+            self.checkpoints.push(Taken { sequence, bounds });
+        }
+        self.orphaned |= came && kill;
+        self.arrive();
+        came
+    }
+
+    fn try_checkpoint(&mut self, steps: usize, arguments: &[&str]) -> (Output, Bounds) {
         self.limit = (self.foremost() + steps).min(self.script.len());
         // A dump that was asked for before is not for those who come to the gate now.
         self.question = (self.question / 2 + 1) * 2;
@@ -266,12 +303,18 @@ impl Driver {
             .progress()
             .into_iter()
             .map(|step| (step + 1).min(self.limit));
-        let bounds = least.into_iter().zip(most).collect();
-        assert!(said.code() == 0, "{said}\n{}", self.describe());
-        let sequence = said.expect(0).json()["sequence"]
-            .as_u64()
-            .expect("a sequence number");
+        (said, least.into_iter().zip(most).collect())
+    }
+
+    fn add(&mut self, said: Output, bounds: Bounds) {
+        let sequence = said.expect(0).json()["sequence"].as_u64();
+        let sequence = sequence.expect("a sequence number");
         self.checkpoints.push(Taken { sequence, bounds });
+    }
+
+    /// Waits until everybody is at the gate.
+    #[track_caller]
+    fn arrive(&mut self) {
         let answers = self.ask(self.limit, false);
         self.settle(&answers, &[(self.limit, self.limit); PROCESSES]);
     }
@@ -280,6 +323,7 @@ impl Driver {
     #[track_caller]
     pub fn restore(&mut self, index: usize) {
         self.job.kill_all();
+        self.orphaned = false;
         self.forget_progress();
         self.limit = 0;
         self.set_gate();

@@ -82,6 +82,12 @@ impl Area {
         self.permissions.ends_with('s')
     }
 
+    /// Of `MAP_SHARED | MAP_ANONYMOUS`, in pages of ordinary size.
+    pub(crate) fn is_shared_anonymous(&self) -> bool {
+        let named = self.path.starts_with("[anon_shmem:");
+        self.shared() && (named || self.path == "/dev/zero (deleted)")
+    }
+
     pub(crate) fn prot(&self) -> u32 {
         let bytes = self.permissions.as_bytes();
         let bit = |nth: usize, letter: u8, prot: i32| {
@@ -111,14 +117,17 @@ pub(crate) fn has(flags: &str, flag: &str) -> bool {
     flags.split(' ').any(|f| f == flag)
 }
 
-/// The private mappings of a process that may run meanwhile, without their flags and so without a guarantee: what it takes for ordinary
-/// memory of a file may be a hugetlb mapping.
-pub(crate) fn private(pid: u32) -> Result<Vec<(Range<u64>, memory::Kind)>, CheckpointError> {
+/// The mappings of a process that may run meanwhile, without their flags.
+pub(crate) fn running(pid: u32) -> Result<Vec<Area>, CheckpointError> {
     let path = format!("/proc/{pid}/maps");
     let text = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
-    let areas = parse(&String::from_utf8_lossy(&text)).into_iter();
-    let private = areas.filter(|area| !area.shared());
-    Ok(private
+    Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
+/// The private ones of them. There is no guarantee: what it takes for ordinary memory of a file may be a hugetlb mapping.
+pub(crate) fn private(areas: &[Area]) -> Vec<(Range<u64>, memory::Kind)> {
+    let private = areas.iter().filter(|area| !area.shared());
+    private
         .filter_map(|area| {
             let range = area.start..area.end;
             match area.path.as_str() {
@@ -131,7 +140,7 @@ pub(crate) fn private(pid: u32) -> Result<Vec<(Range<u64>, memory::Kind)>, Check
                 _ => Some((range, memory::Kind::PrivateFile)),
             }
         })
-        .collect())
+        .collect()
 }
 
 /// The mappings of a stopped process.

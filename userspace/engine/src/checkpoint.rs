@@ -10,7 +10,7 @@ use crate::freeze::Frozen;
 use crate::pages::{self, Copied, Held, Source};
 use crate::procfs::Status;
 use crate::track::{Settled, Tracking};
-use crate::{CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, areas};
+use crate::{CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, areas, fault};
 
 /// Most bytes that are held in memory for the time of the freeze.
 const MAX_HELD: u64 = 96 << 20;
@@ -67,6 +67,7 @@ fn attempt(
     if let Some(tracking) = tracking.as_deref_mut() {
         clock.phase("watch");
         tracking.begin(options.scope, options.job);
+        fault::at("watched")?;
         let base = tracking.base(options.job);
         let mut writer = options.job.begin(options.compression, base)?;
         clock.phase("copy");
@@ -76,7 +77,10 @@ fn attempt(
     }
 
     clock.phase("freeze");
+    // Dropped when the job is released: the copies in it end with the help of their parents.
+    let mut remainder = Remainder::default();
     let mut frozen = Frozen::freeze(options.scope)?;
+    fault::at("frozen")?;
     clock.phase("state");
     let numbers = tracking
         .as_deref_mut()
@@ -85,6 +89,7 @@ fn attempt(
             tracking.numbers()
         });
     let mut captured = capture(&mut frozen, options, numbers)?;
+    fault::at("captured")?;
     let processes = &captured.snapshot.processes;
     let threads = processes.iter().map(|process| process.threads.len()).sum();
     let processes = processes.len();
@@ -92,7 +97,7 @@ fn attempt(
         Some(writer) => writer,
         None => options.job.begin(options.compression, None)?,
     };
-    let remainder = Remainder::read(
+    remainder.read(
         &writer,
         &mut frozen,
         &mut captured,
@@ -100,11 +105,13 @@ fn attempt(
         options,
         &mut clock,
     )?;
+    fault::at("held")?;
     let mut stopped = frozen.since.elapsed();
     if !options.kill {
         clock.phase("release");
         frozen.release(false);
         stopped = frozen.since.elapsed();
+        fault::at("released")?;
     }
 
     clock.phase("commit");
@@ -115,6 +122,7 @@ fn attempt(
         ..
     } = captured;
     let settled = remainder.put(&mut writer, options)?;
+    fault::at("written")?;
     let statistics = proto::Statistics {
         phases: clock.records(),
         stopped_ns: stopped.as_nanos() as u64,
@@ -122,6 +130,7 @@ fn attempt(
         ..Default::default()
     };
     let committed = writer.commit(snapshot, statistics)?;
+    fault::at("committed")?;
     if options.kill {
         if let Some(filter) = &held_off
             && let Err(source) = filter.last()
@@ -165,6 +174,7 @@ struct Remainder {
 
 impl Remainder {
     fn read(
+        &mut self,
         writer: &Writer,
         frozen: &mut Frozen,
         Captured {
@@ -176,49 +186,48 @@ impl Remainder {
         tracking: Option<&mut Tracking>,
         options: &CheckpointOptions<'_>,
         clock: &mut Clock<'_>,
-    ) -> Result<Self, CheckpointError> {
+    ) -> Result<(), CheckpointError> {
         let threads = pages::threads();
         let Some(tracking) = tracking else {
             clock.phase("pages");
             pages::dump(writer, sources, threads, options.progress)?;
-            return Ok(Self::default());
-        };
-        let mut this = Self {
-            lost: tracking.lost(),
-            ..Self::default()
+            return Ok(());
         };
         clock.phase("look");
         let remaining = tracking.remaining(snapshot, numbers, sources)?;
+        fault::at("looked")?;
+        self.lost = tracking.lost();
         let bytes: u64 = remaining.iter().map(Source::estimate).sum();
         let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
         // Who does not run on need not be copied, and is not let go before all is written.
         if options.kill || bytes <= limit.min(MAX_HELD) {
-            this.sources = remaining;
+            self.sources = remaining;
         } else {
             for source in remaining {
-                this.copy(frozen, snapshot, source);
+                self.copy(frozen, snapshot, source);
             }
+            fault::at("forked")?;
         }
         let (whole, known): (Vec<_>, Vec<_>) =
             sources.iter().partition(|source| !tracking.tracks(source));
         clock.phase("settle");
         for source in known {
-            this.settled.push(tracking.settle(source)?);
+            self.settled.push(tracking.settle(source)?);
         }
         clock.phase("pages");
-        let copied = if this.sources.iter().map(Source::estimate).sum::<u64>() <= MAX_HELD {
-            let (copied, held) = pages::hold(&this.sources, threads)?;
-            this.held = held;
+        let copied = if self.sources.iter().map(Source::estimate).sum::<u64>() <= MAX_HELD {
+            let (copied, held) = pages::hold(&self.sources, threads)?;
+            self.held = held;
             copied
         } else {
-            pages::dump(writer, &this.sources, threads, options.progress)?
+            pages::dump(writer, &self.sources, threads, options.progress)?
         };
-        this.found(
-            &this.sources.iter().map(Source::space).collect::<Vec<_>>(),
+        self.found(
+            &self.sources.iter().map(Source::space).collect::<Vec<_>>(),
             copied,
         );
         pages::dump(writer, &whole, threads, options.progress)?;
-        Ok(this)
+        Ok(())
     }
 
     /// Has a source read from a copy of its process, as far as a fork copies it; where that fails, all of it is read at once.
@@ -262,7 +271,7 @@ impl Remainder {
 
     /// Completes the image, beside the running job.
     fn put(
-        mut self,
+        &mut self,
         writer: &mut Writer,
         options: &CheckpointOptions<'_>,
     ) -> Result<Vec<Settled>, CheckpointError> {
@@ -284,7 +293,7 @@ impl Remainder {
             writer.forget(settled.space, &settled.forgotten);
             writer.keep(settled.space, settled.kept.clone())?;
         }
-        Ok(self.settled)
+        Ok(std::mem::take(&mut self.settled))
     }
 }
 

@@ -16,6 +16,7 @@ mod checkpoint;
 mod clock;
 mod cow;
 mod cpu;
+mod fault;
 mod files;
 mod freeze;
 mod host;

@@ -155,6 +155,10 @@ fn classify(
     } else if area.has("io") || area.has("pf") {
         let advice = "checkpoint the program before it opens the device";
         return Ok(Err(area.refusal(pid, "it is memory of a device", advice)));
+    } else if path == "/[aio] (deleted)" {
+        let why = "it is a context of io_submit(2), for which a device may be writing to memory";
+        let advice = "checkpoint the program when it has called io_destroy, or have it do without";
+        return Ok(Err(area.refusal(pid, why, advice)));
     } else if let Some(name) = path
         .strip_prefix("[anon:")
         .and_then(|p| p.strip_suffix(']'))

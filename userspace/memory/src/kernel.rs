@@ -19,6 +19,8 @@ pub(crate) mod is {
     pub(crate) const SWAPPED: u64 = 1 << 4;
     /// Is the page of zeros that everybody shares.
     pub(crate) const ZERO: u64 = 1 << 5;
+    /// Is part of a huge page that one entry leads to.
+    pub(crate) const HUGE: u64 = 1 << 6;
     /// Raises SIGSEGV (`MADV_GUARD_INSTALL`, Linux 6.13; told since 6.16).
     pub(crate) const GUARD: u64 = 1 << 8;
 }

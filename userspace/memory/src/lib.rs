@@ -4,6 +4,7 @@
 //! addresses (or byte offsets into a shared memory object), page aligned, half open.
 
 mod copy;
+mod huge;
 mod kernel;
 mod object;
 mod pagemap;
@@ -13,6 +14,7 @@ pub mod serve;
 mod soft_dirty;
 pub mod track;
 pub mod uffd;
+mod unshared;
 
 use std::io;
 
@@ -22,6 +24,7 @@ pub use pagemap::{Kind, Pagemap};
 pub use probe::{Tracking, reports_holes, soft_dirty_works, tracking};
 pub use process::ProcessMemory;
 pub use soft_dirty::SoftDirty;
+pub use unshared::Unshared;
 
 /// Bytes in a page. The only one on `x86_64`.
 pub const PAGE_SIZE: u64 = 4096;

@@ -13,7 +13,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 use crate::kernel::{PageRegion, entry, is, pagemap_scan};
 use crate::pagemap::Kind;
 use crate::track::{self, WriteProtect, WriteTracker, Written};
-use crate::{PAGE_SIZE, PageSet, SoftDirty, uffd};
+use crate::{PAGE_SIZE, PageSet, SoftDirty, uffd, unshared};
 
 /// How this kernel tells what its pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +228,38 @@ fn told(written: &Written, pages: std::ops::Range<u64>) -> bool {
     let mut left = PageSet::from_iter(pages);
     written.subtract_from(&mut left);
     left.is_empty()
+}
+
+/// Flags of a frame in /proc/kpageflags that only a page has which no other process shares: of those that kernels have used for it
+/// (`PG_anon_exclusive`, shown as `KPF_MAPPEDTODISK`, and `KPF_ANON_EXCLUSIVE`), what a fork clears and a write sets again. 0 where
+/// the kernel does not tell.
+pub(crate) fn unshared_flags() -> u64 {
+    static FLAGS: OnceLock<u64> = OnceLock::new();
+    *FLAGS.get_or_init(|| {
+        const CANDIDATES: u64 = 1 << 34 | 1 << 47;
+        let (Some(sample), Ok(file)) = (Sample::new(), File::open("/proc/kpageflags")) else {
+            return 0;
+        };
+        let flags = || unshared::flags(&file, sample.entry(1) & entry::FRAME);
+        let before = flags();
+        fork();
+        let shared = flags();
+        // SAFETY: the second page of the sample.
+        unsafe { sample.start.cast::<u8>().add(PAGE).write_volatile(2) };
+        before & !shared & flags() & CANDIDATES
+    })
+}
+
+/// Makes a child that ends at once, of which nobody hears: it has no exit signal.
+fn fork() {
+    // SAFETY: without flags it is fork(2), but for the handlers of the C library, which the child does not need: all it does is end.
+    let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+    if child == 0 {
+        // SAFETY: does not return.
+        unsafe { libc::syscall(libc::SYS_exit_group, 0) };
+    }
+    // SAFETY: takes no result.
+    unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WALL) };
 }
 
 /// A userfaultfd of our own for [`WriteProtect`].

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
+use crate::huge::{BLOCK, HugePages};
 use crate::kernel::{self, Look, PageRegion, is};
 use crate::pagemap::failed;
 use crate::probe::{Method, reports_holes};
@@ -145,6 +146,11 @@ pub trait WriteTracker: Send {
         areas.to_vec()
     }
 
+    /// Makes huge pages again of what finding written pages has taken apart, as far as that can be now. Says whether some are left.
+    fn restore_huge_pages(&self) -> bool {
+        false
+    }
+
     /// Whether what is written to memory of this kind is found. Else all of it counts as written, always.
     fn covers(&self, kind: Kind) -> bool;
 }
@@ -156,6 +162,7 @@ pub struct WriteProtect {
     uffd: Userfault,
     /// The kernel shows guard pages as what they are; else they pass for swapped ones.
     guards: bool,
+    huge: HugePages,
 }
 
 /// Most bytes of touching mappings that are asked about at once. Where one of them is new, all count as written.
@@ -167,9 +174,6 @@ const STEP: u64 = 256 << 20;
 /// Written runs with so little between them are protected in one step.
 const NEAR: u64 = 128 << 10;
 
-/// What one entry of a page middle directory spans.
-const BLOCK: u64 = 2 << 20;
-
 impl WriteProtect {
     /// Watches process `pid` with a userfaultfd of its own that was given [`FEATURES`].
     #[must_use]
@@ -178,6 +182,7 @@ impl WriteProtect {
             pid,
             uffd: Userfault::new(uffd),
             guards: Method::of_kernel() == Method::Scan { guards: true },
+            huge: HugePages::default(),
         }
     }
 
@@ -192,7 +197,7 @@ impl WriteProtect {
 
     /// Finds what was written in `range` and protects it; EPERM where a mapping in it is not watched.
     fn scan(
-        &self,
+        &mut self,
         pagemap: &File,
         range: &Range<u64>,
         shared: bool,
@@ -204,6 +209,7 @@ impl WriteProtect {
             Err(errno) => return Ok(Err(errno)),
         };
         for region in &regions {
+            self.huge.note(pagemap, region);
             match spans.last_mut() {
                 Some(last) if region.start - last.end < NEAR => last.end = region.end,
                 _ => spans.push(region.clone()),
@@ -365,6 +371,11 @@ impl WriteTracker for WriteProtect {
             let _ = self.uffd.write_protect(&run, true);
         }
         Ok(holes)
+    }
+
+    fn restore_huge_pages(&self) -> bool {
+        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid));
+        pagemap.is_ok_and(|pagemap| self.huge.restore(self.pid, &pagemap).unwrap_or(false))
     }
 
     /// On some kernels the scan passes over page tables that are gone altogether (pagemap_scan_pte_hole() in fs/proc/task_mmu.c), so one

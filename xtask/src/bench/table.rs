@@ -51,6 +51,8 @@ const SCENARIOS: &[Scenario] = &[
     writer("writes-2g", "2 GiB, 1 % of its pages written a second", &["2048", "5243"]),
     writer("writes-4g", "4 GiB, 1 % of its pages written a second", &["4096", "10486"]),
     writer("writes-8g", "8 GiB, 1 % of its pages written a second; images on disk", &["8192", "20972"]).on(Place::Disk),
+    writer("writes-shared", "1 GiB that a child shares, 1 % of its pages written a second", &["1024", "2621", "1"]).quick(&["128", "330", "1"]),
+    writer("writes-shared-2g", "2 GiB that a child shares, 1 % of its pages written a second", &["2048", "5243", "1"]).quick(&["128", "330", "1"]),
     writer("idle-4g", "4 GiB of which nothing is written", &["4096", "0"]).quick(&["512", "0"]),
     writer("writes-all", "1 GiB, written as fast as it can", &["1024", "-1"]).quick(&["128", "-1"]),
     Scenario::new("lazy-1g", &LAZY, "1 GiB", "worker", &["1024", "5"]).quick(&["256", "5"]),

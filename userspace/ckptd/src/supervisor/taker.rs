@@ -55,6 +55,7 @@ impl Taker {
             tracking,
             memory,
             upkeep: Upkeep::default(),
+            huge_pages: None,
             warned: false,
         };
         Self {
@@ -94,6 +95,8 @@ struct Work {
     tracking: Option<Tracking>,
     memory: Option<Pages>,
     upkeep: Upkeep,
+    /// When to look after huge pages next, and how long to wait after that.
+    huge_pages: Option<(Instant, Duration)>,
     /// The user knows that written pages cannot be told.
     warned: bool,
 }
@@ -102,7 +105,8 @@ impl Work {
     fn run(mut self, inbox: &Receiver<(Order, Answer)>) -> Option<Report> {
         let mut due = self.schedule.every.map(|every| Instant::now() + every);
         loop {
-            let request = match due {
+            let huge_pages = self.huge_pages.map(|(due, _)| due);
+            let request = match due.into_iter().chain(huge_pages).min() {
                 Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
                 None => inbox.recv().map_err(RecvTimeoutError::from),
             };
@@ -121,6 +125,11 @@ impl Work {
                         }
                         Err(failure) => answer.finish(&Reply::Failed(failure)),
                     }
+                }
+                Err(RecvTimeoutError::Timeout)
+                    if due.is_none_or(|due| huge_pages.is_some_and(|huge| huge < due)) =>
+                {
+                    self.restore_huge_pages();
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.on_time();
@@ -164,9 +173,21 @@ impl Work {
             progress,
         );
         drop(guard);
+        let first = Duration::from_secs(1);
+        self.huge_pages = Some((Instant::now() + first, first));
         // Children may have ended meanwhile.
         let _ = kill(getpid(), Signal::SIGCHLD);
         taken
+    }
+
+    /// Gives the job back the huge pages that the last checkpoint has taken apart. It must have written to all of each: the longer that takes,
+    /// the less is won.
+    fn restore_huge_pages(&mut self) {
+        let left = (self.tracking.as_ref()).is_some_and(Tracking::restore_huge_pages);
+        self.huge_pages = self.huge_pages.filter(|_| left).map(|(_, waited)| {
+            let wait = waited * 2;
+            (Instant::now() + wait, wait)
+        });
     }
 
     fn on_time(&mut self) {

@@ -31,6 +31,18 @@ static __always_inline int sends_signals(struct file *file)
 	return BPF_CORE_READ(older, f_owner.pid) || BPF_CORE_READ(older, f_owner.signum);
 }
 
+static __always_inline __u64 modified(struct inode *inode)
+{
+	struct inode___hidden *hidden = (void *)inode;
+	struct inode___older *older = (void *)inode;
+
+	if (bpf_core_field_exists(inode->i_mtime_sec))
+		return BPF_CORE_READ(inode, i_mtime_sec) * 1000000000ull + BPF_CORE_READ(inode, i_mtime_nsec);
+	if (bpf_core_field_exists(hidden->__i_mtime))
+		return BPF_CORE_READ(hidden, __i_mtime.tv_sec) * 1000000000ull + BPF_CORE_READ(hidden, __i_mtime.tv_nsec);
+	return BPF_CORE_READ(older, i_mtime.tv_sec) * 1000000000ull + BPF_CORE_READ(older, i_mtime.tv_nsec);
+}
+
 SEC("iter/task_file")
 int descriptors(struct bpf_iter__task_file *ctx)
 {
@@ -49,6 +61,9 @@ int descriptors(struct bpf_iter__task_file *ctx)
 	inode = BPF_CORE_READ(file, f_inode);
 	record.inode = BPF_CORE_READ(inode, i_ino);
 	record.position = file->f_pos;
+	record.size = BPF_CORE_READ(file, f_inode, i_size);
+	record.modified = modified(BPF_CORE_READ(file, f_inode));
+	record.links = BPF_CORE_READ(file, f_inode, i_nlink);
 	record.fd = ctx->fd;
 	record.device = BPF_CORE_READ(inode, i_sb, s_dev);
 	record.mode = BPF_CORE_READ(inode, i_mode);

@@ -41,11 +41,31 @@ struct super_block {
 	unsigned long s_blocksize;
 };
 
+struct timespec64 {
+	long long tv_sec;
+	long tv_nsec;
+};
+
 struct inode {
 	__u16 i_mode;
+	__u32 i_nlink;
+	long long i_size;
+	/* Since Linux 6.11. */
+	long long i_mtime_sec;
+	__u32 i_mtime_nsec;
 	unsigned long i_ino;
 	void *i_flctx;
 	struct super_block *i_sb;
+};
+
+/* Since Linux 6.7. */
+struct inode___hidden {
+	struct timespec64 __i_mtime;
+};
+
+/* Before. */
+struct inode___older {
+	struct timespec64 i_mtime;
 };
 
 struct path {
@@ -92,6 +112,18 @@ struct mm_struct___bitmap {
 	struct {
 		unsigned long __mm_flags[1];
 	} flags;
+};
+
+/* Counts how often the mappings were locked to be changed (include/linux/mmap_lock.h), with CONFIG_PER_VMA_LOCK since Linux 6.4. */
+struct mm_struct___counting {
+	int mm_lock_seq;
+};
+
+/* Since Linux 6.14. */
+struct mm_struct___sequence {
+	struct {
+		unsigned int sequence;
+	} mm_lock_seq;
 };
 
 struct vm_operations_struct {
@@ -242,6 +274,8 @@ struct task_struct {
 	__u32 pdeath_signal;
 	__u32 personality;
 	unsigned long atomic_flags;
+	__u64 start_time;
+	__u64 self_exec_id;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	void *clear_child_tid;

@@ -47,6 +47,9 @@ struct descriptor {
 	__u64 file;
 	__u64 inode;
 	__u64 position;
+	__u64 size;
+	/* Nanoseconds since the epoch. */
+	__u64 modified;
 	__u32 fd;
 	/* As in struct mapping. */
 	__u32 device;
@@ -58,6 +61,9 @@ struct descriptor {
 	__u32 special;
 	/* Bytes that follow: where it leads, with a zero at the end; 0 where that does not fit. */
 	__u32 path_size;
+	/* Names of the file. */
+	__u32 links;
+	__u32 padding;
 };
 
 /* Threads in more groups are left to user space. */
@@ -105,6 +111,12 @@ struct process {
 	__u32 subreaper;
 	/* Whether there may be interval timers or POSIX timers. */
 	__u32 timers;
+	/* Which of the processes with its pid it is, and which state of its mappings: the same as long as none changes. 0: not to be told. */
+	__u64 born;
+	__u64 map_generation;
+	/* Whether poll_end of its threads can be told on this kernel. */
+	__u32 tells_poll;
+	__u32 padding;
 };
 
 #define SIGNALS 64
@@ -138,6 +150,8 @@ struct member {
 
 /* Where a thread stands among the processes of the machine. */
 struct task {
+	/* When it was born, in nanoseconds of CLOCK_MONOTONIC. */
+	__u64 born;
 	__u32 tid;
 	__u32 tgid;
 	/* The process that it is a child of. */

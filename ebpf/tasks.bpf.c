@@ -17,6 +17,7 @@ int tasks(struct bpf_iter__task *ctx)
 
 	if (!task || task->flags & PF_KTHREAD)
 		return 0;
+	record.born = task->start_time;
 	record.tid = task->pid;
 	record.tgid = task->tgid;
 	/* The parent of all its threads: threads may have different ones only by way of ptrace, which is `parent`. */

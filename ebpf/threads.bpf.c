@@ -89,6 +89,20 @@ static __always_inline void wait(struct thread *record, struct task_struct *task
 				   BPF_CORE_READ(task, restart_block.poll.tv_nsec);
 }
 
+static __always_inline __u64 map_generation(struct task_struct *task, struct mm_struct *mm)
+{
+	struct mm_struct___sequence *newer = (void *)mm;
+	struct mm_struct___counting *older = (void *)mm;
+	/* An exec begins with other mappings. */
+	__u64 executed = (BPF_CORE_READ(task, self_exec_id) + 1) << 32;
+
+	if (bpf_core_field_exists(newer->mm_lock_seq.sequence))
+		return executed | BPF_CORE_READ(newer, mm_lock_seq.sequence);
+	if (bpf_core_field_exists(older->mm_lock_seq))
+		return executed | (__u32)BPF_CORE_READ(older, mm_lock_seq);
+	return 0;
+}
+
 SEC("iter/task")
 int threads(struct bpf_iter__task *ctx)
 {
@@ -147,6 +161,9 @@ int threads(struct bpf_iter__task *ctx)
 	process.mm_flags = mm_flags(mm);
 	process.subreaper = BPF_CORE_READ_BITFIELD_PROBED(signal, is_child_subreaper);
 	process.timers = has_timers(signal);
+	process.born = task->start_time;
+	process.map_generation = map_generation(task, mm);
+	process.tells_poll = bpf_core_field_exists(task->restart_block.poll.tv_sec);
 	bpf_seq_write(seq, &process, sizeof(process));
 	/* Without leaving any out: the verifier would follow each of the ways through 64 decisions. */
 	for (int nth = 0; nth < SIGNALS; nth++) {

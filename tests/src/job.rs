@@ -276,6 +276,14 @@ impl Job {
             .unwrap_or_default()
     }
 
+    /// What its supervisors said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
     /// Runs `ckptd checkpoint`, by process id where the job has no supervisor.
     #[track_caller]
     pub fn checkpoint(&self, arguments: &[&str]) -> Output {

@@ -1,4 +1,4 @@
-//! `cargo xtask vmtest`: the tests of memory tracking under other kernels than this machine's, in virtual machines.
+//! `cargo xtask vmtest`: the tests of memory tracking and of eBPF under other kernels than this machine's, in virtual machines.
 
 mod guest;
 mod kernel;
@@ -74,8 +74,12 @@ pub(crate) fn execute(args: &Args) -> Result<()> {
 fn build(filter: Option<&str>) -> Result<Vec<Program>> {
     run(cargo().args(["build", "--quiet", "-p", "ckptd"]))?;
     let mut programs = Vec::new();
-    for package in ["memory", "engine"] {
-        let path = test_binary(&["-p", package, "--lib"])?;
+    for (package, which) in [
+        ("memory", "--lib"),
+        ("engine", "--lib"),
+        ("tracker", "--test=picture"),
+    ] {
+        let path = test_binary(&["-p", package, which])?;
         programs.push(Program::test(
             package,
             path,

@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::bpf::BpfArgs;
+use crate::bpf::{BpfArgs, TrackArgs};
 use crate::take::{Compress, Tcp};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -142,6 +142,8 @@ pub(crate) struct Schedule {
     /// Save the content of files that the job has open for writing with such checkpoints
     #[arg(long)]
     pub save_files: bool,
+    #[command(flatten)]
+    pub track: TrackArgs,
 }
 
 impl Schedule {
@@ -161,6 +163,7 @@ impl Schedule {
             },
             every: self.every,
             keep: images::Keep::from(self.keep).with_latest(),
+            track: self.track,
         }
     }
 }
@@ -323,12 +326,18 @@ pub(crate) struct Restore {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  ckptd attach heat               serve until all of its memory is in
+  ckptd attach heat                     take checkpoints when asked to, and serve its memory if some is missing
+  ckptd attach --every 10m heat         and take them by the clock, as `ckptd run` does
 
-When all of ckptd was killed, a job that was restored with --lazy waits as soon as it touches memory that is not in yet.")]
+A job runs on when its ckptd is killed, but nobody supervises it; and one that was restored with --lazy waits as soon as it
+touches memory that is not in yet. Signals sent to this ckptd end it, and do not reach the job. How the job ends it is not told.")]
 pub(crate) struct Attach {
     /// The job
     pub job: String,
+    #[command(flatten)]
+    pub schedule: Schedule,
+    #[command(flatten)]
+    pub bpf: BpfArgs,
 }
 
 /// Arguments of `serve`.

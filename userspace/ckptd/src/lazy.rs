@@ -224,8 +224,27 @@ impl Serving {
             Failure::because(format!("cannot write to {}", entry.display()), error)
         })?;
         let server = start_server(&job.vault, entry)?;
+        Self::with(job.vault, server, entry)
+    }
+
+    /// Goes on where another supervisor was ended; none when every page is in.
+    pub(crate) fn resume(entry: &Path) -> Result<Option<Self>, Failure> {
+        let Ok(record) = Record::read(entry) else {
+            return Ok(None);
+        };
+        let vault = record.find_vault().ok_or_else(|| {
+            Failure::new("none of the job's processes has kept what is needed to serve its memory")
+                .help("end the job and restore it again")
+        })?;
+        let alive = Progress::read(entry).filter(|told| told.server.is_alive());
+        let alive = alive.and_then(|told| open(told.server.pid).ok());
+        let server = alive.map_or_else(|| start_server(&vault, entry), Ok)?;
+        Self::with(vault, server, entry).map(Some)
+    }
+
+    fn with(vault: Vault, server: OwnedFd, entry: &Path) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
-            vault: job.vault,
+            vault,
             entry: entry.to_owned(),
             server: Mutex::new(Server::Runs(server)),
             changed: Condvar::new(),
@@ -322,7 +341,10 @@ fn start_server(vault: &Vault, entry: &Path) -> Result<OwnedFd, Failure> {
     let arguments = ["ckptd".into(), "serve".into(), entry.as_os_str().to_owned()];
     let given = [(receiver.as_raw_fd(), 3), (sender.as_raw_fd(), 4)];
     let pid = spawn_self(&arguments, &given, true, &SigSet::empty())?;
+    open(pid).map_err(failed)
+}
+
+fn open(pid: u32) -> Result<OwnedFd, rustix::io::Errno> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| Failure::new("cannot start the page server"))?;
-    pidfd_open(pid, PidfdFlags::empty()).map_err(failed)
+    pidfd_open(pid.ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())
 }

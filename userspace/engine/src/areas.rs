@@ -1,10 +1,10 @@
 //! What is mapped where in a process: read in bulk by a BPF iterator, or from /proc.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
-use tracker::{Mapping, Place, Tracker};
+use tracker::{FileIdentity, Mapping, Place, Tracker};
 
 use crate::freeze::failed;
 use crate::{CheckpointError, Refusal, procfs};
@@ -114,7 +114,11 @@ impl Area {
 
 /// Whether a flag is among VmFlags.
 pub(crate) fn has(flags: &str, flag: &str) -> bool {
-    flags.split(' ').any(|f| f == flag)
+    // Two letters each, with a space between.
+    flags
+        .as_bytes()
+        .chunks(3)
+        .any(|shown| shown.get(..2) == Some(flag.as_bytes()))
 }
 
 /// The mappings of a process that may run meanwhile, without their flags.
@@ -143,11 +147,20 @@ pub(crate) fn private(areas: &[Area]) -> Vec<(Range<u64>, memory::Kind)> {
         .collect()
 }
 
+/// Where open files are that processes have mapped.
+pub(crate) type Paths = HashMap<FileIdentity, String>;
+
 /// The mappings of a stopped process.
-pub(crate) fn of(pid: u32, tracker: Option<&Tracker>) -> Result<Vec<Area>, CheckpointError> {
+///
+/// `paths` are those of files that mappings of any process of the job were found to be of.
+pub(crate) fn of(
+    pid: u32,
+    tracker: Option<&Tracker>,
+    paths: &mut Paths,
+) -> Result<Vec<Area>, CheckpointError> {
     let mappings = tracker.map(|tracker| (tracker, tracker.mappings(pid)));
     let told = match &mappings {
-        Some((tracker, Ok(mappings))) => from_iterator(pid, tracker, mappings)?,
+        Some((tracker, Ok(mappings))) => from_iterator(pid, tracker, mappings, paths)?,
         Some((_, Err(error))) => {
             tracing::warn!("{error}; reading smaps instead");
             None
@@ -181,8 +194,9 @@ fn from_iterator(
     pid: u32,
     tracker: &Tracker,
     mappings: &[Mapping],
+    paths: &mut Paths,
 ) -> Result<Option<Vec<Area>>, CheckpointError> {
-    let (mut names, mut paths) = (HashMap::new(), HashMap::new());
+    let mut names = HashMap::new();
     let mut areas = Vec::with_capacity(mappings.len());
     for mapping in mappings {
         let flags: &Option<String> = names
@@ -239,9 +253,21 @@ fn from_iterator(
 fn path(pid: u32, area: &Area) -> Result<Option<String>, CheckpointError> {
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end);
     let path = procfs::link(&link).map_err(failed(format!("reading {link}")))?;
-    let same = path.ends_with(" (deleted)")
-        || std::fs::metadata(&path).is_ok_and(|meta| meta.ino() == area.inode);
-    Ok(same.then_some(path))
+    Ok(leads(&path, area.inode).then_some(path))
+}
+
+/// Whether a mapped file is at its path, or it is known that it is not.
+fn leads(path: &str, inode: u64) -> bool {
+    path.ends_with(" (deleted)") || std::fs::metadata(path).is_ok_and(|meta| meta.ino() == inode)
+}
+
+/// Whether all mapped files are still where they were when the areas were read.
+pub(crate) fn are_in_place(areas: &[Area]) -> bool {
+    let mut seen = HashSet::new();
+    let files = areas.iter().filter(|area| area.path.starts_with('/'));
+    files
+        .filter(|area| seen.insert((area.path.as_str(), area.inode)))
+        .all(|area| leads(&area.path, area.inode))
 }
 
 /// As the first line of smaps shows them (fs/proc/task_mmu.c, `show_vma_header_prefix`).

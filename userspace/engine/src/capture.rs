@@ -6,24 +6,29 @@ use std::os::fd::AsFd;
 use images::proto::process::State as ProcessState;
 use images::proto::{Descriptor, Snapshot, Thread};
 
+use crate::ahead::Ahead;
 use crate::files::{Table, inet::filter::Filter, outer::Outer, pty};
-use crate::freeze::{self, Frozen, failed};
+use crate::freeze::{Frozen, failed};
 use crate::namespaces::Visit;
 use crate::pages::Source;
-use crate::procfs::{Stat, Status};
+use crate::procfs::Status;
 use crate::track::SpaceNumbers;
 use crate::{CheckpointError, CheckpointOptions, Scope, host, ipc, namespaces, plan};
 
 mod answers;
+mod gather;
 mod lending;
 mod process;
 mod questions;
 mod relations;
 
+pub(crate) use gather::namespaces_of;
+use gather::{Gathered, gather};
 pub(crate) use lending::{borrow, lend};
 pub(crate) use process::place;
 use process::{name, one};
-use relations::{check, ids, relations};
+pub(crate) use relations::check;
+use relations::{ids, relations};
 
 /// The state of a frozen job, and where its pages are.
 pub(crate) struct Captured {
@@ -34,7 +39,7 @@ pub(crate) struct Captured {
     pub(crate) held_off: Option<Filter>,
 }
 
-/// Reads the state of a frozen job; `numbers` are those of page spaces known before.
+/// Reads the state of a frozen job; `numbers` are those of page spaces known before, `ahead` is what was found out before.
 ///
 /// # Errors
 /// [`CheckpointError::Refused`] lists everything that could not be restored.
@@ -42,18 +47,23 @@ pub(crate) fn capture(
     frozen: &mut Frozen,
     options: &CheckpointOptions<'_>,
     numbers: SpaceNumbers,
+    ahead: Ahead,
 ) -> Result<Captured, CheckpointError> {
     let (Scope::Tree { root } | Scope::Supervised { root, .. }) = options.scope;
     let mut refusals = Vec::new();
-    let order: Vec<u32> = freeze::members(options.scope)
-        .into_iter()
-        .filter(|pid| frozen.processes.contains_key(pid))
+    let known = |pid: &u32| frozen.processes.contains_key(pid);
+    let order: Vec<u32> = frozen.order.iter().copied().filter(known).collect();
+    let mut gathered = gather(&order, options.tracker, &ahead)?;
+    let statuses: HashMap<u32, Status> = gathered
+        .iter_mut()
+        .map(|(&pid, gathered)| (pid, std::mem::take(&mut gathered.status)))
         .collect();
-    let statuses: HashMap<u32, Status> = order
-        .iter()
-        .filter_map(|&pid| Some((pid, Status::read(pid).ok()?)))
-        .collect();
-    check(&order, &statuses, root, &mut refusals);
+    let namespaces_of = |pid: u32| {
+        gathered
+            .get(&pid)
+            .map(|gathered| gathered.namespaces.clone())
+    };
+    check(&order, &statuses, root, &namespaces_of, &mut refusals);
     if !refusals.is_empty() {
         return Err(CheckpointError::Refused(refusals));
     }
@@ -65,6 +75,7 @@ pub(crate) fn capture(
     let mut table = Table::new(outer, numbers);
     table.tcp = (options.tcp, options.kill);
     table.save_files = options.save_files;
+    table.ahead = ahead;
     table.members.clone_from(&ids.inner);
     let (mut processes, mut sources) = (Vec::new(), Vec::new());
     for pid in &order {
@@ -74,7 +85,9 @@ pub(crate) fn capture(
         let Some(status) = statuses.get(pid) else {
             continue;
         };
-        let stat = Stat::read(*pid).map_err(failed(format!("reading /proc/{pid}/stat")))?;
+        let Some(Gathered { stat, living, .. }) = gathered.remove(pid) else {
+            continue;
+        };
         let mut record = relations(status, &stat, &ids, &statuses);
         if process.threads.is_empty() {
             // Orphaned zombies are their adopter's to wait for.
@@ -100,6 +113,7 @@ pub(crate) fn capture(
             status,
             &stat,
             options.stdio_of,
+            living.ok_or(CheckpointError::Gone { pid: *pid })?,
             &mut record,
             &mut table,
             &mut refusals,

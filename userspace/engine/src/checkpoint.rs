@@ -4,16 +4,24 @@ use std::time::{Duration, Instant};
 
 use images::{PageSet, Writer, proto};
 
+use crate::ahead::Ahead;
 use crate::capture::{Captured, capture};
 use crate::cow::Copy;
 use crate::freeze::Frozen;
-use crate::pages::{self, Copied, Held, Source};
-use crate::procfs::Status;
+use crate::members::Members;
+use crate::pages::{self, Copied, Held, Pool, Source};
+use crate::procfs::{self, Status};
 use crate::track::{Settled, Tracking};
 use crate::{CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, areas, fault};
 
 /// Most bytes that are held in memory for the time of the freeze.
 const MAX_HELD: u64 = 96 << 20;
+
+/// As much of a job whose memory is not watched is held while it stands still; more is written at once.
+const SMALL: u64 = 32 << 20;
+
+/// Bytes that are often left to be held when memory was copied while the job ran.
+const EXPECTED: u64 = 8 << 20;
 
 /// Bytes that two threads copy in a millisecond, about; the rest of the freeze takes its time too.
 const COPIED_PER_MS: u64 = 1 << 20;
@@ -76,10 +84,12 @@ fn attempt(
         live = Some(writer);
     }
 
+    clock.phase("ahead");
+    let (ahead, pool) = look_ahead(options, live.is_some());
     clock.phase("freeze");
     // Dropped when the job is released: the copies in it end with the help of their parents.
     let mut remainder = Remainder::default();
-    let mut frozen = Frozen::freeze(options.scope)?;
+    let mut frozen = Frozen::freeze(options.scope, options.tracker)?;
     fault::at("frozen")?;
     clock.phase("state");
     let numbers = tracking
@@ -88,7 +98,7 @@ fn attempt(
             tracking.drop_replaced();
             tracking.numbers()
         });
-    let mut captured = capture(&mut frozen, options, numbers)?;
+    let mut captured = capture(&mut frozen, options, numbers, ahead)?;
     fault::at("captured")?;
     let processes = &captured.snapshot.processes;
     let threads = processes.iter().map(|process| process.threads.len()).sum();
@@ -103,6 +113,7 @@ fn attempt(
         &mut captured,
         tracking.as_deref_mut(),
         options,
+        &pool,
         &mut clock,
     )?;
     fault::at("held")?;
@@ -159,6 +170,22 @@ fn attempt(
     })
 }
 
+/// What can be found out and made ready before anybody stands still.
+fn look_ahead(options: &CheckpointOptions<'_>, live: bool) -> (Ahead, Pool) {
+    let members = Members::now(options.scope, options.tracker).order;
+    let ahead = Ahead::look(&members, options.tracker);
+    let content: u64 = members.iter().map(|&pid| procfs::anonymous(pid)).sum();
+    let content = content * memory::PAGE_SIZE;
+    let pool = match (options.kill, live) {
+        (true, _) => 0,
+        (false, true) => content.min(EXPECTED),
+        // What is more is not held.
+        (false, false) if content > SMALL => 0,
+        (false, false) => content,
+    };
+    (ahead, Pool::of(pool))
+}
+
 /// What the job's memory still lacked in the image when it stood still.
 #[derive(Default)]
 struct Remainder {
@@ -185,12 +212,18 @@ impl Remainder {
         }: &mut Captured,
         tracking: Option<&mut Tracking>,
         options: &CheckpointOptions<'_>,
+        pool: &Pool,
         clock: &mut Clock<'_>,
     ) -> Result<(), CheckpointError> {
         let threads = pages::threads();
         let Some(tracking) = tracking else {
             clock.phase("pages");
-            pages::dump(writer, sources, threads, options.progress)?;
+            if options.kill || sources.iter().map(Source::estimate).sum::<u64>() > SMALL {
+                pages::dump(writer, sources, threads, options.progress)?;
+                return Ok(());
+            }
+            self.sources = std::mem::take(sources);
+            (_, self.held) = pages::hold(&self.sources, threads, pool)?;
             return Ok(());
         };
         clock.phase("look");
@@ -216,7 +249,7 @@ impl Remainder {
         }
         clock.phase("pages");
         let copied = if self.sources.iter().map(Source::estimate).sum::<u64>() <= MAX_HELD {
-            let (copied, held) = pages::hold(&self.sources, threads)?;
+            let (copied, held) = pages::hold(&self.sources, threads, pool)?;
             self.held = held;
             copied
         } else {

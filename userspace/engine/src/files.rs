@@ -36,10 +36,11 @@ mod table;
 pub(crate) mod timerfd;
 pub(crate) mod unix;
 
+pub(crate) use bulk::{found, key, list};
 use making::set_owner;
 pub(crate) use making::{Making, STATUS_FLAGS, has_sockets};
 pub(crate) use shell::{Numbers, Shell};
-pub(crate) use table::Table;
+pub(crate) use table::{Harmless, Table};
 
 /// fcntl(2), include/uapi/asm-generic/fcntl.h.
 const F_SETSIG: i32 = 10;
@@ -123,6 +124,28 @@ fn hold(pid: u32, pidfd: &OwnedFd, fd: u32) -> Result<Held, CheckpointError> {
         link,
         flags,
         info,
+    })
+}
+
+/// The same of a descriptor of which all that /proc shows is told.
+fn hold_told(
+    pid: u32,
+    pidfd: &OwnedFd,
+    told: tracker::Descriptor,
+) -> Result<Held, CheckpointError> {
+    let fd = told.fd;
+    let duplicating = || format!("duplicating descriptor {fd} of process {pid}");
+    let file = sys::pidfd_getfd(pidfd, fd).map_err(failed(duplicating()))?;
+    let file = File::from(file);
+    let meta = file.metadata().map_err(failed(duplicating()))?;
+    Ok(Held {
+        pid,
+        fd,
+        file: file.into(),
+        meta,
+        link: told.path.unwrap_or_default(),
+        flags: told.flags,
+        info: String::new(),
     })
 }
 

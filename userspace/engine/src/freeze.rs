@@ -8,6 +8,9 @@ use remote::live::{self, Lent, State};
 use remote::stub::{self, Slot};
 use remote::{Outcome, Program, RunError, Running, Stop, Stopped, Waited, sys, task};
 
+use tracker::Tracker;
+
+use crate::members::Members;
 use crate::procfs::{self, Status};
 use crate::waits;
 use crate::{CheckpointError, Refusal, Scope};
@@ -18,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A frozen job, by pids as ckptd sees them. Dropping it lets the job run on as if nothing had been.
 pub(crate) struct Frozen {
     pub(crate) processes: BTreeMap<u32, Process>,
+    /// Their pids, parents before their children.
+    pub(crate) order: Vec<u32>,
     pub(crate) since: Instant,
 }
 
@@ -90,23 +95,30 @@ impl From<RunError> for CheckpointError {
 
 impl Frozen {
     /// Stops every task of the job.
-    pub(crate) fn freeze(scope: Scope) -> Result<Self, CheckpointError> {
+    pub(crate) fn freeze(scope: Scope, tracker: Option<&Tracker>) -> Result<Self, CheckpointError> {
         let mut frozen = Self {
             processes: BTreeMap::new(),
+            order: Vec::new(),
             since: Instant::now(),
         };
         let mut moving: Vec<Running> = Vec::new();
         let mut clocks = waits::Clocks::default();
+        // Whoever tells later until when a thread waits need not be helped.
+        let mut asleep_since = |tid: u32| match tracker {
+            Some(tracker) if tracker.tells_waits() => None,
+            _ => waits::asleep_since(tid, &mut clocks),
+        };
         // A round that finds nobody new and everybody stopped has seen all: stopped tasks make no new ones.
         loop {
-            let found = frozen.seize_new(scope, &mut clocks, &mut moving)?;
+            let members = Members::now(scope, tracker);
+            let found = frozen.seize_new(&members, &mut asleep_since, &mut moving)?;
             let settled = moving.is_empty();
             frozen.settle(&mut moving)?;
             if !found && settled {
+                frozen.keep(members.order);
                 break;
             }
         }
-        frozen.mark_zombies(scope);
         let (Scope::Tree { root } | Scope::Supervised { root, .. }) = scope;
         match frozen.processes.get(&root) {
             Some(process) if !process.threads.is_empty() => Ok(frozen),
@@ -137,6 +149,7 @@ impl Frozen {
         };
         Ok(Self {
             processes: BTreeMap::from([(pid, process)]),
+            order: vec![pid],
             since,
         })
     }
@@ -144,12 +157,12 @@ impl Frozen {
     /// Attaches to tasks not seen before; says whether there were any.
     fn seize_new(
         &mut self,
-        scope: Scope,
-        clocks: &mut waits::Clocks,
+        members: &Members,
+        asleep_since: &mut dyn FnMut(u32) -> Option<u64>,
         moving: &mut Vec<Running>,
     ) -> Result<bool, CheckpointError> {
         let mut found = false;
-        for pid in members(scope) {
+        for &pid in &members.order {
             let entry = self.processes.entry(pid);
             let known = matches!(entry, std::collections::btree_map::Entry::Occupied(_));
             let process = entry.or_insert_with(|| Process {
@@ -165,13 +178,11 @@ impl Frozen {
             {
                 continue;
             }
-            for tid in procfs::threads(pid) {
-                if process.threads.contains_key(&tid)
-                    || moving.iter().any(|task| task.tid() == tid as i32)
-                {
+            for tid in members.threads(pid) {
+                if process.threads.contains_key(&tid) {
                     continue;
                 }
-                let asleep_since = waits::asleep_since(tid, clocks);
+                let asleep_since = asleep_since(tid);
                 let running = match Running::seize(tid as i32, task::FOLLOW) {
                     Ok(running) => running,
                     Err(error) => match seize_refused(pid, tid, error)? {
@@ -334,11 +345,11 @@ impl Frozen {
         Ok(())
     }
 
-    /// Processes without a thread that can be stopped are zombies, or gone.
-    fn mark_zombies(&mut self, scope: Scope) {
-        let now = members(scope);
+    /// Takes these, by now, for the whole of the job. Processes without a thread that can be stopped are zombies, or gone.
+    fn keep(&mut self, now: Vec<u32>) {
         self.processes
             .retain(|pid, process| !process.threads.is_empty() || now.contains(pid));
+        self.order = now;
     }
 
     /// Runs a program in the leader of a process to which the stub is lent.
@@ -430,30 +441,6 @@ impl Process {
             leader.task = lent.remove(task).ok();
         }
     }
-}
-
-/// The pids of the job's processes, zombies included, parents before their children.
-pub(crate) fn members(scope: Scope) -> Vec<u32> {
-    let mut all = match scope {
-        Scope::Tree { root } => vec![root],
-        Scope::Supervised { reaper, .. } => {
-            let ours = std::process::id();
-            let mut children = procfs::children(reaper);
-            children.retain(|&pid| pid != ours);
-            children
-        }
-    };
-    let mut next = 0;
-    while next < all.len() {
-        let children = procfs::children(all[next]);
-        for child in children {
-            if !all.contains(&child) {
-                all.push(child);
-            }
-        }
-        next += 1;
-    }
-    all
 }
 
 /// Why a task could not be seized: gone, ours already (attached at its birth), or really refused.

@@ -8,6 +8,7 @@
 //! `images/proto`.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod api;
 mod areas;
 mod capture;
@@ -24,7 +25,9 @@ mod identity;
 mod ipc;
 mod lazy;
 mod limits;
+mod lookout;
 mod maps;
+mod members;
 mod namespaces;
 mod pages;
 mod plan;
@@ -43,6 +46,7 @@ mod weigh;
 pub use api::*;
 pub use checkpoint::checkpoint;
 pub use lazy::{Image, LazyJob, Serve, can_be_lazy, close_vault, find_vault};
+pub use lookout::Lookout;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::{idle_io, sigpipe_was_ignored};

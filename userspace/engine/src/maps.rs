@@ -5,9 +5,8 @@ use std::ops::Range;
 use images::proto::mapping::Kind;
 use images::proto::{AddressSpace, Mapping, MmLayout, PageRun};
 use remote::{Arg, Expect, Program};
-use tracker::Tracker;
 
-use crate::areas::{self, Area, has};
+use crate::areas::{Area, has};
 use crate::files::Table;
 use crate::freeze::failed;
 use crate::ipc::segments;
@@ -20,11 +19,11 @@ pub(crate) struct Captured {
     pub(crate) areas: Vec<(Range<u64>, memory::Kind)>,
 }
 
-/// Reads the map of a stopped process; `ours` is left out. `space` will name its pages. Of a `watched` process the
+/// Judges the mappings of a stopped process; `ours` is left out. `space` will name its pages. Of a `watched` process the
 /// write tracking (a userfaultfd of ours) is not told.
 pub(crate) fn capture(
     pid: u32,
-    tracker: Option<&Tracker>,
+    areas: Vec<Area>,
     (space, watched): (u64, bool),
     ours: &Range<u64>,
     table: &mut Table,
@@ -37,22 +36,22 @@ pub(crate) fn capture(
         },
         areas: Vec::new(),
     };
-    let areas = areas::of(pid, tracker)?;
     for area in areas.into_iter().flat_map(|area| without(area, ours)) {
         if area.path == "[vsyscall]" {
             continue;
         }
         let mut area = area;
-        if watched {
+        if watched && area.has("uw") {
             area.flags = area.flags.replace(" uw", "");
         }
-        let mapping = match classify(pid, &area, table)? {
+        let mut mapping = match classify(pid, &area, table)? {
             Ok(mapping) => mapping,
             Err(refusal) => {
                 refusals.push(refusal);
                 continue;
             }
         };
+        mapping.vm_flags = std::mem::take(&mut area.flags);
         let range = area.start..area.end;
         let kind = match mapping.kind() {
             _ if mapping.huge_page_size != 0 && mapping.kind() == Kind::Anonymous => {
@@ -77,27 +76,45 @@ pub(crate) fn guards(
     among: &[Range<u64>],
 ) -> Result<(), CheckpointError> {
     let pagemap = memory::Pagemap::open(pid)?;
-    for mapping in mappings {
+    let may_have = |mapping: &Mapping| {
         let anonymous = mapping.kind() == Kind::Anonymous && mapping.huge_page_size == 0;
-        if !anonymous && !has(&mapping.vm_flags, "gu") {
-            continue;
+        anonymous || has(&mapping.vm_flags, "gu")
+    };
+    // Neighbours are looked at together: there may be thousands.
+    let mut asked: Vec<Range<u64>> = Vec::new();
+    for mapping in mappings.iter().filter(|mapping| may_have(mapping)) {
+        match asked.last_mut() {
+            Some(last) if last.end == mapping.start => last.end = mapping.end,
+            _ => asked.push(mapping.start..mapping.end),
         }
-        let first = among.partition_point(|range| range.end <= mapping.start);
-        let mut guards = Vec::new();
-        for range in among[first..]
-            .iter()
-            .take_while(|range| range.start < mapping.end)
-        {
-            let inside = range.start.max(mapping.start)..range.end.min(mapping.end);
-            pagemap.guards(inside, &mut guards)?;
+    }
+    let mut guards = Vec::new();
+    for wanted in asked {
+        for range in within(among, &wanted) {
+            pagemap.guards(range, &mut guards)?;
         }
+    }
+    for mapping in mappings.iter_mut().filter(|mapping| may_have(mapping)) {
         let run = |run: Range<u64>| PageRun {
             start: run.start,
             end: run.end,
         };
-        mapping.guards = guards.into_iter().map(run).collect();
+        let whole = mapping.start..mapping.end;
+        mapping.guards = within(&guards, &whole).map(run).collect();
     }
     Ok(())
+}
+
+/// What of these ranges (by address, without overlap) lies in another.
+fn within<'a>(
+    ranges: &'a [Range<u64>],
+    other: &'a Range<u64>,
+) -> impl Iterator<Item = Range<u64>> + 'a {
+    let first = ranges.partition_point(|range| range.end <= other.start);
+    let inside = ranges[first..].iter();
+    inside
+        .take_while(|range| range.start < other.end)
+        .map(|range| range.start.max(other.start)..range.end.min(other.end))
 }
 
 /// Everywhere, for [`guards`].
@@ -122,6 +139,30 @@ fn without(area: Area, ours: &Range<u64>) -> Vec<Area> {
         .collect()
 }
 
+/// Whether flags are those of memory that is no ordinary one (VM_IO, VM_PFNMAP), as that of the kernel's own vdso is too.
+pub(crate) fn is_device(flags: &str) -> bool {
+    has(flags, "io") || has(flags, "pf")
+}
+
+/// Whether flags are those of memory that a userfaultfd watches, other than for writes.
+pub(crate) fn is_watched(flags: &str) -> bool {
+    has(flags, "um") || has(flags, "ui")
+}
+
+/// Why a mapping cannot be restored for what it is, whatever its file may be.
+pub(crate) fn refused(pid: u32, area: &Area) -> Option<Refusal> {
+    if is_watched(&area.flags) || area.has("uw") {
+        let why = "the program watches it with a userfaultfd of its own";
+        let advice = "let the program close its userfaultfd before the checkpoint";
+        return Some(area.refusal(pid, why, advice));
+    }
+    let own = area.path == "[vdso]" || area.path.starts_with("[vvar");
+    (is_device(&area.flags) && !own).then(|| {
+        let advice = "checkpoint the program before it opens the device";
+        area.refusal(pid, "it is memory of a device", advice)
+    })
+}
+
 /// What kind of mapping it is; `Err` inside when it cannot be restored.
 fn classify(
     pid: u32,
@@ -133,28 +174,19 @@ fn classify(
         end: area.end,
         prot: area.prot(),
         offset: area.offset,
-        vm_flags: area.flags.clone(),
         ..Default::default()
     };
     if area.has("ht") {
         mapping.huge_page_size = area.page_size;
     }
-    if area.has("um") || area.has("uw") || area.has("ui") {
-        let advice = "let the program close its userfaultfd before the checkpoint";
-        return Ok(Err(area.refusal(
-            pid,
-            "the program watches it with a userfaultfd of its own",
-            advice,
-        )));
+    if let Some(refusal) = refused(pid, area) {
+        return Ok(Err(refusal));
     }
     let path = area.path.as_str();
     if path == "[vdso]" {
         mapping.set_kind(Kind::Vdso);
     } else if path.starts_with("[vvar") {
         mapping.set_kind(Kind::Vvar);
-    } else if area.has("io") || area.has("pf") {
-        let advice = "checkpoint the program before it opens the device";
-        return Ok(Err(area.refusal(pid, "it is memory of a device", advice)));
     } else if path == "/[aio] (deleted)" {
         let why = "it is a context of io_submit(2), for which a device may be writing to memory";
         let advice = "checkpoint the program when it has called io_destroy, or have it do without";
@@ -442,6 +474,14 @@ pub(crate) fn exe_path(pid: u32) -> Result<String, CheckpointError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_are_cut_to_what_is_asked() {
+        let inside = |other| within(&[0..2, 3..6, 8..9], &other).collect::<Vec<_>>();
+        assert_eq!(inside(1..4), [1..2, 3..4]);
+        assert_eq!(inside(2..3), []);
+        assert_eq!(inside(4..20), [4..6, 8..9]);
+    }
 
     #[test]
     fn our_own_mapping_is_no_part_of_the_job() {

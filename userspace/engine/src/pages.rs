@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use images::{Checkpoint, FRAME_PAGES, Frame, PageSet, Where, Writer};
 use memory::{Object, PAGE_SIZE, ProcessMemory};
@@ -101,18 +102,41 @@ pub(crate) struct Held {
     data: Vec<u8>,
 }
 
+/// Memory for pages to hold, touched before anybody stands still for it: fresh pages take longer to get than to fill.
+#[derive(Default)]
+pub(crate) struct Pool(Mutex<Vec<Vec<u8>>>);
+
+impl Pool {
+    /// Of about so many bytes.
+    pub(crate) fn of(bytes: u64) -> Self {
+        let chunk = FRAME_PAGES as u64 * PAGE_SIZE;
+        // Ones, as the kernel gives zeros without giving memory.
+        let chunks = (0..bytes.div_ceil(chunk)).map(|_| vec![1; chunk as usize]);
+        Self(Mutex::new(chunks.collect()))
+    }
+
+    fn fill(&self, data: &[u8]) -> Vec<u8> {
+        let mut room = lock(&self.0).pop().unwrap_or_default();
+        room.clear();
+        room.extend_from_slice(data);
+        room
+    }
+}
+
 /// As [`dump`], but only to memory, so that nobody waits for storage: [`put`] does the rest.
 pub(crate) fn hold(
     sources: &[Source],
     threads: usize,
+    pool: &Pool,
 ) -> Result<(Vec<Copied>, Vec<Held>), CheckpointError> {
     let held = Mutex::new(Vec::new());
     let copied = copy(sources, threads, |chunk| {
+        let data = pool.fill(chunk.data);
         lock(&held).push(Held {
             source: chunk.source,
             index: chunk.index,
             pages: chunk.pages.to_vec(),
-            data: chunk.data.to_vec(),
+            data,
         });
         Ok(())
     })?;
@@ -128,11 +152,22 @@ pub(crate) fn put(
     sources: &[Source],
     held: Vec<Held>,
 ) -> Result<(), CheckpointError> {
-    for chunk in held {
-        let space = sources[chunk.source].space();
-        writer.put(space, chunk.index, &chunk.pages, &chunk.data)?;
-    }
-    Ok(())
+    let workers = threads().min(held.len());
+    let rest = Mutex::new(held.into_iter());
+    let work = || -> Result<(), CheckpointError> {
+        loop {
+            let Some(chunk) = lock(&rest).next() else {
+                return Ok(());
+            };
+            let space = sources[chunk.source].space();
+            writer.put(space, chunk.index, &chunk.pages, &chunk.data)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let mut ends = workers.into_iter().map(ScopedJoinHandle::join);
+        ends.try_for_each(|end| end.unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 fn copy(
@@ -212,7 +247,11 @@ pub(crate) fn fill(
 
 /// One thread a processor.
 pub(crate) fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MAX_THREADS))
+    // It is found out by reading files.
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| {
+        std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MAX_THREADS))
+    })
 }
 
 impl Source {

@@ -1,11 +1,10 @@
 //! What /proc says of a task (proc(5)).
 
-use std::collections::HashMap;
 use std::io;
 
 /// The fields of `/proc/TID/status`, by name.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Status(HashMap<String, String>);
+pub(crate) struct Status(String);
 
 impl Status {
     pub(crate) fn read(tid: u32) -> io::Result<Self> {
@@ -16,15 +15,16 @@ impl Status {
     }
 
     pub(crate) fn parse(text: &str) -> Self {
-        let field = |line: &str| {
-            line.split_once(':')
-                .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
-        };
-        Self(text.lines().filter_map(field).collect())
+        Self(text.to_owned())
     }
 
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
+        let value = |line: &'_ str| -> Option<usize> {
+            let rest = line.strip_prefix(name)?.strip_prefix(':')?;
+            Some(line.len() - rest.len())
+        };
+        let found = (self.0.lines()).find_map(|line| Some(line.get(value(line)?..)?.trim()));
+        found.unwrap_or_default()
     }
 
     pub(crate) fn numbers(&self, name: &str) -> Vec<u32> {
@@ -126,6 +126,14 @@ pub(crate) fn resident(pid: u32) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages = statm.split(' ').nth(1);
     pages.and_then(|pages| pages.parse().ok()).unwrap_or(0)
+}
+
+/// Pages of a process that are in memory and not of files or shared; 0 of one that has ended.
+pub(crate) fn anonymous(pid: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: Vec<u64> = statm.split(' ').filter_map(|n| n.parse().ok()).collect();
+    let (resident, shared) = (pages.get(1).copied(), pages.get(2).copied());
+    resident.unwrap_or(0).saturating_sub(shared.unwrap_or(0))
 }
 
 /// A symbolic link of /proc as text.

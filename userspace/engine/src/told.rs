@@ -38,26 +38,29 @@ pub(crate) struct ToldOfProcess {
     pub(crate) thp_disabled: bool,
 }
 
-/// How the kernel would continue the waits of a stopped process's threads, by their ids.
-pub(crate) fn waits(pid: u32, tracker: Option<&Tracker>) -> HashMap<u32, Wait> {
-    let threads = tracker.and_then(|tracker| tracker.threads(pid).ok());
-    let threads = threads.unwrap_or_default().into_iter();
-    threads.map(|thread| (thread.tid, thread.wait)).collect()
+/// What there is to tell of a stopped process's threads; nothing where they have to be asked.
+pub(crate) fn threads(pid: u32, tracker: Option<&Tracker>) -> Vec<tracker::Thread> {
+    let threads = tracker.map(|tracker| tracker.threads(pid));
+    threads
+        .transpose()
+        .inspect_err(|error| tracing::warn!("{error}; asking the process instead"))
+        .ok()
+        .flatten()
+        .unwrap_or_default()
+}
+
+/// How the kernel would continue the waits of threads, by their ids.
+pub(crate) fn waits(threads: &[tracker::Thread]) -> HashMap<u32, Wait> {
+    let wait = |thread: &tracker::Thread| (thread.tid, thread.wait);
+    threads.iter().map(wait).collect()
 }
 
 /// All threads of a stopped process, by their ids. `None`: they have to be asked.
 pub(crate) fn in_bulk(
     process: &freeze::Process,
     status: &Status,
-    tracker: &Tracker,
+    threads: Vec<tracker::Thread>,
 ) -> Result<Option<Vec<(u32, Told)>>, CheckpointError> {
-    let threads = match tracker.threads(process.pid) {
-        Ok(threads) => threads,
-        Err(error) => {
-            tracing::warn!("{error}; asking the process instead");
-            return Ok(None);
-        }
-    };
     // In another pid namespace than the first one we know them by other ids.
     let same = threads.len() == process.threads.len()
         && threads

@@ -14,7 +14,8 @@ pub(crate) use self::ledger::Settled;
 pub(crate) use self::numbers::SpaceNumbers;
 use self::space::Space;
 pub(crate) use self::watch::{by_userfaultfd, userfaultfd};
-use crate::freeze::{self, Frozen};
+use crate::freeze::Frozen;
+use crate::members::Members;
 use crate::pages::{self, Source};
 use crate::procfs::{self, Stat};
 use crate::{CheckpointError, Progress, RestoreError, Scope, areas, fault, maps};
@@ -141,7 +142,7 @@ impl Tracking {
             let objects = self.objects.values_mut().map(|object| &mut object.ledger);
             spaces.chain(objects).for_each(Ledger::forget_base);
         }
-        let members = freeze::members(scope);
+        let members = Members::now(scope, None).order;
         let born = |pid: u32| Stat::read(pid).map(|stat| stat.field(22)).ok();
         self.spaces
             .retain(|pid, space| members.contains(pid) && born(*pid) == Some(space.born));
@@ -183,7 +184,7 @@ impl Tracking {
                 |space: &Space| space.is_live() && (round == 0 || !space.tracker.needs_stop());
             let stops = |space: &Space| live(space) && space.tracker.needs_stop();
             let frozen = if self.spaces.values().any(stops) {
-                let frozen = Frozen::freeze(scope)?;
+                let frozen = Frozen::freeze(scope, None)?;
                 if self.shares_memory() {
                     return Ok(());
                 }

@@ -3,7 +3,8 @@
 use std::io::Read;
 use std::time::Duration;
 
-use crate::{Scope, freeze, procfs};
+use crate::members::Members;
+use crate::{Scope, procfs};
 
 /// How much sooner a job must run again for BPF programs to be loaded: that takes twice as long, but the job runs meanwhile.
 const ENOUGH: Duration = Duration::from_millis(12);
@@ -25,7 +26,7 @@ pub fn is_large(scope: Scope) -> bool {
         left = left.saturating_sub(each.saturating_mul(count));
         left == 0
     };
-    let processes = freeze::members(scope);
+    let processes = Members::now(scope, None).order;
     enough(A_PROCESS, processes.len() as u64)
         || processes.into_iter().any(|pid| {
             let count = |folder: &str| procfs::numbered(&format!("/proc/{pid}/{folder}")).len();

@@ -20,6 +20,12 @@ pub struct Descriptor {
     pub flags: u32,
     /// In bytes, where the kind of file has one.
     pub position: u64,
+    /// Of the file, in bytes.
+    pub size: u64,
+    /// When the file's content was changed last, in nanoseconds since the epoch.
+    pub modified: u64,
+    /// How many names the file has.
+    pub links: u32,
     /// Where it leads, as /proc/PID/fd shows it; `None` for long ones.
     pub path: Option<String>,
     /// Whether there may be more to know: the file has or had locks, or this open file sends signals.
@@ -40,8 +46,10 @@ pub(crate) fn parse(records: &[u8]) -> Result<Vec<Descriptor>, Error> {
 /// `struct descriptor` of ebpf/records.h.
 fn one(reader: &mut Reader<'_>) -> Option<Descriptor> {
     let (file, inode, position) = (reader.u64()?, reader.u64()?, reader.u64()?);
+    let (size, modified) = (reader.u64()?, reader.u64()?);
     let (fd, device, mode, flags) = (reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?);
     let (special, path_size) = (reader.u32()?, reader.u32()?);
+    let (links, _padding) = (reader.u32()?, reader.u32()?);
     let path = match path_size {
         0 => None,
         size => Some(reader.text(size as usize)?),
@@ -54,6 +62,9 @@ fn one(reader: &mut Reader<'_>) -> Option<Descriptor> {
         mode,
         flags,
         position,
+        size,
+        modified,
+        links,
         path,
         special: special != 0,
     })

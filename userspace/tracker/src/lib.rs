@@ -27,7 +27,7 @@ pub use identity::FileIdentity;
 pub use mappings::{Mapping, Place};
 pub use picture::{Change, Hooks, Member, PROCESSES, Picture};
 pub use tasks::Task;
-pub use threads::{Action, Process, Thread, Wait};
+pub use threads::{Action, MapGeneration, Process, Thread, Wait};
 
 use flags::Flags;
 use iterator::TaskIterator;
@@ -40,6 +40,11 @@ pub struct Tracker {
     tasks: TaskIterator,
     threads: TaskIterator,
     flags: Mutex<Flags>,
+    /// Whether all waits are told.
+    waits: bool,
+    /// Whether tasks are numbered for us as in the first pid namespace.
+    first_namespace: bool,
+    picture: OnceLock<Picture>,
     /// Functions of the kernel's.
     restarts: OnceLock<Vec<(u64, &'static str)>>,
 }
@@ -58,7 +63,7 @@ impl Tracker {
             object::THREADS,
         ];
         let kernel = object::Kernel::new(&description, &objects)?;
-        let tracker = Self {
+        let mut tracker = Self {
             descriptors: kernel
                 .fit(object::DESCRIPTORS)?
                 .iterator("descriptors", "task_file")?,
@@ -68,9 +73,15 @@ impl Tracker {
             tasks: kernel.fit(object::TASKS)?.iterator("tasks", "task")?,
             threads: kernel.fit(object::THREADS)?.iterator("threads", "task")?,
             flags: Mutex::default(),
+            waits: false,
+            first_namespace: in_first_namespace(),
+            picture: OnceLock::new(),
             restarts: OnceLock::new(),
         };
         tracker.learn_from_ourselves()?;
+        let own = tracker.threads(std::process::id())?;
+        let leader = own.iter().find_map(|thread| thread.process.as_ref());
+        tracker.waits = leader.is_some_and(|own| own.tells_poll);
         Ok(tracker)
     }
 
@@ -98,13 +109,38 @@ impl Tracker {
         threads::parse(&self.threads.read(pid)?)
     }
 
-    /// Every thread of every process of the machine, by process; those of the kernel's own are left out. Ids are those of the first pid
-    /// namespace.
+    /// Every thread of every process of the machine; those of the kernel's own are left out. `None`: we are in a pid namespace of our own, in
+    /// which they have other ids.
     ///
     /// # Errors
     /// [`Error::System`]: the iterator cannot be made or read.
-    pub fn tasks(&self) -> Result<Vec<Task>, Error> {
-        tasks::parse(&self.tasks.read_all()?)
+    pub fn tasks(&self) -> Result<Option<Vec<Task>>, Error> {
+        if !self.first_namespace {
+            return Ok(None);
+        }
+        tasks::parse(&self.tasks.read_all()?).map(Some)
+    }
+
+    /// Begins to follow a job, with nobody in the picture yet; [`Picture::begin`] says how. Only the first time.
+    ///
+    /// # Errors
+    /// [`Error`]: the kernel or our rights do not allow it.
+    pub fn follow(&self, processes: u32, calls: bool) -> Result<&Picture, Error> {
+        if let Some(picture) = self.picture.get() {
+            return Ok(picture);
+        }
+        let picture = Picture::begin(processes, calls)?;
+        Ok(self.picture.get_or_init(|| picture))
+    }
+
+    /// The picture of the job that is followed.
+    pub fn picture(&self) -> Option<&Picture> {
+        self.picture.get()
+    }
+
+    /// Whether [`Thread::wait`] tells of every wait when it ends.
+    pub fn tells_waits(&self) -> bool {
+        self.waits
     }
 
     /// What the kernel calls a function of its own; of those that continue waits.
@@ -150,6 +186,12 @@ impl Tracker {
         );
         Ok(())
     }
+}
+
+/// Whether pids are to us what they are to the kernel (include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
+pub(crate) fn in_first_namespace() -> bool {
+    let own = std::fs::read_link("/proc/self/ns/pid");
+    own.is_ok_and(|own| own.as_os_str() == "pid:[4026531836]")
 }
 
 /// Where in the kernel the functions are that continue waits; empty where addresses are hidden (kptr_restrict).

@@ -105,6 +105,12 @@ impl Picture {
     /// # Errors
     /// [`Error`]: the kernel or our rights do not allow it.
     pub fn begin(processes: u32, calls: bool) -> Result<Self, Error> {
+        if !crate::in_first_namespace() {
+            return Err(Error::Lacks {
+                what: "pids that are the same for programs and for us (we are in a pid namespace)"
+                    .to_owned(),
+            });
+        }
         let description = object::describe_kernel()?;
         let kernel = Kernel::new(&description, &[object::JOB])?;
         let made = |what: &str| Error::system(format!("making the table of {what}"));
@@ -147,7 +153,16 @@ impl Picture {
         {
             return Ok(true);
         }
+        let before = born(pid);
+        if before.is_none() {
+            return Ok(true);
+        }
         match self.members.set(pid, &[0; MEMBER_SIZE]) {
+            // One that has ended in between nobody takes out again, and a stranger with its pid would be taken for it.
+            Ok(()) if born(pid) != before => {
+                self.members.remove(pid).map_err(Error::system(doing()))?;
+                Ok(true)
+            }
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
             Err(error) => Err(Error::system(doing())(error)),
@@ -181,6 +196,15 @@ impl Picture {
     }
 }
 
+/// When a process was started, unless it has ended (proc_pid_stat(5), field 22).
+fn born(pid: u32) -> Option<String> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let alive = !matches!(fields.next()?, "Z" | "X");
+    alive.then(|| fields.nth(18).map(str::to_owned)).flatten()
+}
+
 /// `struct member` of ebpf/records.h.
 fn member(value: &[u8]) -> Option<Member> {
     let mut reader = Reader::new(value);
@@ -212,7 +236,12 @@ fn choose(programs: &Fitted<'_>, calls: bool, attached: &mut Vec<Attached>) -> H
         None => "this kernel has none of the functions that could tell".to_owned(),
         Some(error) => {
             attached.truncate(before);
-            error.to_string()
+            match &error {
+                Error::System { source, .. } if source.raw_os_error() == Some(libc::EPERM) => {
+                    "this kernel does not let programs run at its functions (lockdown)".to_owned()
+                }
+                _ => error.to_string(),
+            }
         }
     };
     if !calls {

@@ -10,6 +10,7 @@ use aya_obj::generated::bpf_insn;
 const BPF_MAP_CREATE: i32 = 0;
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
+const BPF_MAP_DELETE_ELEM: i32 = 3;
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_RAW_TRACEPOINT_OPEN: i32 = 17;
 const BPF_MAP_LOOKUP_BATCH: i32 = 24;
@@ -249,6 +250,15 @@ impl Map {
             )
         }
         .map(drop)
+    }
+
+    /// Takes a value out, if it is there.
+    pub(crate) fn remove(&self, key: u32) -> io::Result<()> {
+        // SAFETY: the key lives until the call returns; there is no value.
+        match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut self.element(&key, 0)) } {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// A value; `None` where there is none.

@@ -6,6 +6,8 @@ use crate::iterator::Reader;
 /// A thread of any process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Task {
+    /// When it was born, in nanoseconds of CLOCK_MONOTONIC.
+    pub born: u64,
     /// Its id.
     pub tid: u32,
     /// Its process.
@@ -28,6 +30,7 @@ pub(crate) fn parse(records: &[u8]) -> Result<Vec<Task>, Error> {
 /// `struct task` of ebpf/records.h.
 fn one(reader: &mut Reader<'_>) -> Option<Task> {
     Some(Task {
+        born: reader.u64()?,
         tid: reader.u32()?,
         pid: reader.u32()?,
         parent: reader.u32()?,

@@ -72,8 +72,19 @@ pub struct Process {
     pub subreaper: bool,
     /// Whether it may have interval timers or POSIX timers.
     pub timers: bool,
+    /// The same as long as none of its mappings is made, changed or removed; `None` where the kernel does not count that.
+    pub map_generation: Option<MapGeneration>,
+    /// Whether [`Wait::poll_end`] of its threads can be told on this kernel.
+    pub tells_poll: bool,
     /// Of each signal for which it is not the default.
     pub actions: Vec<Action>,
+}
+
+/// A state of a process's mappings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapGeneration {
+    born: u64,
+    changes: u64,
 }
 
 /// What happens at a signal, as in `rt_sigaction(2)`, but with flags of the kernel's own.
@@ -169,6 +180,8 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
 fn process(reader: &mut Reader<'_>) -> Option<Process> {
     let (brk, mm_flags) = (reader.u64()?, reader.u64()?);
     let (subreaper, timers) = (reader.u32()? != 0, reader.u32()? != 0);
+    let (born, changes) = (reader.u64()?, reader.u64()?);
+    let (tells_poll, _padding) = (reader.u32()? != 0, reader.u32()?);
     let mut actions = Vec::new();
     for signal in 1..=SIGNALS {
         let (handler, flags) = (reader.u64()?, reader.u64()?);
@@ -188,6 +201,8 @@ fn process(reader: &mut Reader<'_>) -> Option<Process> {
         dumpable: (mm_flags & DUMPABLE) as u32,
         subreaper,
         timers,
+        map_generation: (changes != 0).then_some(MapGeneration { born, changes }),
+        tells_poll,
         actions,
     })
 }

@@ -222,12 +222,13 @@ fn the_tree_is_known_in_one_look() {
         return;
     };
     let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-    let tasks = tracker.tasks().unwrap();
+    let tasks = tracker.tasks().unwrap().unwrap();
     let found = tasks.iter().find(|task| task.tid == child.id()).copied();
     child.kill().unwrap();
     // Nobody has waited for it yet.
     while tracker
         .tasks()
+        .unwrap()
         .unwrap()
         .iter()
         .any(|task| task.tid == child.id() && !task.ended)
@@ -248,6 +249,7 @@ fn the_tree_is_known_in_one_look() {
     assert!(
         tracker
             .tasks()
+            .unwrap()
             .unwrap()
             .iter()
             .all(|task| task.tid != child.id())

@@ -8,6 +8,7 @@ use crate::output::{
     Align, Style, Table, command_line, moment, plain, print, print_json, size, styled,
 };
 use crate::registry::{Registry, State};
+use crate::supervisor::Watched;
 use images::{Job, Store};
 use serde::Serialize;
 use std::path::Path;
@@ -23,6 +24,8 @@ struct Entry {
     command: Vec<String>,
     /// How far it is, while memory of a lazily restored job is missing.
     memory: Option<Progress>,
+    /// What its supervisor knows of it, while it runs.
+    watched: Option<Watched>,
     checkpoints: Vec<Row>,
 }
 
@@ -68,6 +71,7 @@ pub(crate) fn execute(args: &List) -> Result<ExitCode, Failure> {
                 pid: state.root.map(|root| root.pid),
                 command: state.command.clone(),
                 memory: None,
+                watched: Watched::read(&state.entry),
                 checkpoints: Vec::new(),
             });
         }
@@ -121,6 +125,7 @@ fn entry(job: &Job, running: &[State]) -> Result<Entry, Failure> {
         pid,
         command,
         memory: state.and_then(|state| Progress::read(&state.entry)),
+        watched: state.and_then(|state| Watched::read(&state.entry)),
         checkpoints,
     })
 }
@@ -143,6 +148,15 @@ fn text(entries: &[Entry], dir: &Path) -> String {
         );
         if let Some(memory) = &entry.memory {
             text += &format!("  {}\n", memory.summary());
+        }
+        if let Some(watched) = &entry.watched {
+            for obstacle in &watched.obstacles {
+                let line = format!("cannot be checkpointed: {}", obstacle.summary());
+                text += &format!("  {}\n", styled(Style::Yellow, &plain(&line)));
+            }
+            if let Some(missed) = watched.missed() {
+                text += &format!("  {missed}\n");
+            }
         }
         if entry.checkpoints.is_empty() {
             text += "  no checkpoint yet\n";

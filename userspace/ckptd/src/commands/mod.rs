@@ -1,5 +1,6 @@
 //! One module a command.
 
+mod attach;
 mod checkpoint;
 mod completions;
 mod diff;
@@ -35,7 +36,7 @@ pub(crate) fn execute(command: Command, since: Instant) -> Result<ExitCode, Fail
         Command::Doctor(args) => doctor::execute(&args),
         Command::Completions(args) => completions::execute(&args),
         Command::Man(args) => man::execute(&args),
-        Command::Attach(args) => serve::attach(&args),
+        Command::Attach(args) => attach::execute(&args),
         Command::Init(args) => init::execute(&args),
         Command::Serve(args) => serve::execute(&args),
     }

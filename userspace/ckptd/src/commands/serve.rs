@@ -1,12 +1,10 @@
-//! `ckptd serve`: the page server of a lazily restored job. `ckptd attach` is the same, for a job whose servers were killed.
+//! `ckptd serve`: the page server of a lazily restored job.
 
-use crate::cli::{Attach, Serve};
+use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::lazy::{self, Progress, Record};
-use crate::output::{print, size};
 use crate::process::ProcessId;
 use crate::progress::Meter;
-use crate::registry::{self, Registry};
 use crate::stage;
 use crate::timing::{Operation, Stopwatch};
 use engine::Image;
@@ -33,34 +31,6 @@ pub(crate) fn execute(args: &Serve) -> Result<ExitCode, Failure> {
         Failure::because(format!("cannot read {}", args.entry.display()), error)
     })?;
     serve(&record, &args.entry, vault)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Takes the place of a server that is gone.
-pub(crate) fn attach(args: &Attach) -> Result<ExitCode, Failure> {
-    let registry = Registry::open()?;
-    let state = registry
-        .find(&args.job)?
-        .ok_or_else(|| registry::unknown(&registry, &args.job))?;
-    let Ok(record) = Record::read(&state.entry) else {
-        print(&format!("{}: all of its memory is in\n", args.job));
-        return Ok(ExitCode::SUCCESS);
-    };
-    let served = Progress::read(&state.entry).filter(|told| told.server.is_alive());
-    if let Some(told) = served {
-        let pid = told.server.pid;
-        return Err(Failure::new(format!(
-            "the memory of {:?} is served already, by process {pid}",
-            args.job
-        )));
-    }
-    let vault = record.find_vault().ok_or_else(|| {
-        Failure::new("none of the job's processes has kept what is needed to serve its memory")
-            .help("end the job and restore it again")
-    })?;
-    let pages = serve(&record, &state.entry, vault)?;
-    let size = size(pages * PAGE_SIZE as u64);
-    print(&format!("{}: all of its memory is in, {size}\n", args.job));
     Ok(ExitCode::SUCCESS)
 }
 

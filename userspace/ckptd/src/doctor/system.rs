@@ -3,7 +3,7 @@
 use super::{Fact, State, number, read};
 use crate::registry::Registry;
 use std::path::Path;
-use tracker::Tracker;
+use tracker::{Picture, Tracker};
 
 /// Whether the running kernel's release is at least `major.minor`.
 pub(crate) fn kernel_at_least(major: u32, minor: u32) -> bool {
@@ -74,7 +74,7 @@ fn seccomp() -> Fact {
 
 /// What is good to have.
 pub(crate) fn surroundings() -> Vec<Fact> {
-    vec![run_directory(), pids(), freezer(), bpf()]
+    vec![run_directory(), pids(), freezer(), bpf(), following()]
 }
 
 fn run_directory() -> Fact {
@@ -131,6 +131,26 @@ fn freezer() -> Fact {
         found,
         "jobs are stopped by ptrace; a freezer is not needed",
     )
+}
+
+/// What tells of changes within a job while it runs.
+fn following() -> Fact {
+    let name = "following a job";
+    match Picture::begin(1, false) {
+        Ok(picture) => Fact::new(
+            name,
+            State::Good,
+            format!("fork, exec and exit; {}", picture.hooks()),
+            "a job's processes are known as they come and go",
+        ),
+        Err(error) => Fact::new(
+            name,
+            State::Limited,
+            error.to_string(),
+            "a job's processes are looked for in /proc",
+        )
+        .advice("as for eBPF"),
+    }
 }
 
 fn bpf() -> Fact {

@@ -144,6 +144,31 @@ impl Registry {
         Ok(claim)
     }
 
+    /// Takes over a running job whose supervisor has ended.
+    pub(crate) fn adopt(&self, name: &str) -> Result<Claim, Failure> {
+        check_name(name)?;
+        let lock = self.lock()?;
+        let Some(mut state) = self.live(name)? else {
+            drop(lock);
+            return Err(unknown(self, name));
+        };
+        if state.supervisor.is_alive() {
+            let pid = state.supervisor.pid;
+            return Err(Failure::new(format!(
+                "job {name:?} has a supervisor, process {pid}"
+            )));
+        }
+        state.supervisor = ProcessId::own();
+        let claim = Claim { state };
+        match claim.write() {
+            Ok(()) => Ok(claim),
+            Err(failure) => {
+                claim.leave();
+                Err(failure)
+            }
+        }
+    }
+
     /// The entry of that name, unless it is stale; then it is removed. The lock must be held.
     fn live(&self, name: &str) -> Result<Option<State>, Failure> {
         let entry = self.dir.join(name);
@@ -200,6 +225,11 @@ impl Claim {
         self.state.root = ProcessId::of(root);
         self.state.init = init.and_then(ProcessId::of);
         self.write()
+    }
+
+    /// Leaves the entry to a job that runs on without us.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
     }
 
     fn write(&self) -> Result<(), Failure> {

@@ -4,6 +4,7 @@
 //! does. A second thread takes checkpoints, so that signals are passed on meanwhile. Nothing of it is inside the
 //! job: when it is killed, the job runs on.
 
+mod attached;
 mod control;
 mod ended;
 pub(crate) mod protocol;
@@ -11,11 +12,14 @@ mod signals;
 mod spawn;
 pub(crate) mod status;
 mod taker;
+mod watch;
 
+pub(crate) use attached::attach;
 pub(crate) use ended::Ended;
 pub(crate) use signals::Signals;
 pub(crate) use spawn::{spawn, spawn_self};
 pub(crate) use taker::Schedule;
+pub(crate) use watch::Watched;
 
 use crate::failure::Failure;
 use crate::lazy::Serving;
@@ -78,7 +82,7 @@ impl Post {
         let ours = std::process::id();
         let target = Target::supervised(root, init.unwrap_or(ours), ours);
         let memory = serving.as_ref().map(Serving::pages);
-        let taker = Taker::start(state.name.clone(), target, schedule, tracking, memory);
+        let taker = Taker::start(&self.claim, target, schedule, tracking, memory);
         let mut supervisor = Supervisor {
             post: self,
             signals,

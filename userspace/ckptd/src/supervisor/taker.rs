@@ -3,9 +3,11 @@
 
 use super::control::Answer;
 use super::protocol::Reply;
-use crate::bpf::Bpf;
+use super::watch::Watch;
+use crate::bpf::{Bpf, TrackArgs};
 use crate::failure::Failure;
 use crate::lazy::Pages;
+use crate::registry::Claim;
 use crate::report::Report;
 use crate::take::{self, Order, Target};
 use crate::upkeep::Upkeep;
@@ -26,6 +28,8 @@ pub(crate) struct Schedule {
     pub every: Option<Duration>,
     /// Which are kept when the clock has added one.
     pub keep: images::Keep,
+    /// How the job is followed.
+    pub track: TrackArgs,
 }
 
 /// The thread, from the supervisor's side.
@@ -38,17 +42,19 @@ pub(crate) struct Taker {
 impl Taker {
     /// Starts the thread. `tracking` goes on where a restore has left it; `memory` is that of a job that may lack some of it.
     pub(crate) fn start(
-        name: String,
+        claim: &Claim,
         target: Target,
         schedule: Schedule,
         tracking: Option<Tracking>,
         memory: Option<Pages>,
     ) -> Self {
+        let name = claim.state().name.clone();
         let (requests, inbox) = mpsc::channel();
         let busy = Arc::new(Mutex::new(()));
         let work = Work {
             busy: Arc::clone(&busy),
-            bpf: Bpf::in_background(schedule.order.no_bpf),
+            bpf: Bpf::in_background(schedule.order.no_bpf, schedule.track),
+            watch: Watch::new(&name, target, claim.path(), &schedule),
             name,
             target,
             schedule,
@@ -89,6 +95,7 @@ impl Taker {
 struct Work {
     busy: Arc<Mutex<()>>,
     bpf: Arc<Bpf>,
+    watch: Watch,
     name: String,
     target: Target,
     schedule: Schedule,
@@ -106,11 +113,10 @@ impl Work {
         let mut due = self.schedule.every.map(|every| Instant::now() + every);
         loop {
             let huge_pages = self.huge_pages.map(|(due, _)| due);
-            let request = match due.into_iter().chain(huge_pages).min() {
-                Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
-                None => inbox.recv().map_err(RecvTimeoutError::from),
-            };
-            match request {
+            let times = [due, huge_pages].into_iter().flatten();
+            let next = times.fold(self.watch.next, Instant::min);
+            let has_come = |time: Option<Instant>| time.is_some_and(|time| time <= Instant::now());
+            match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok((mut order, answer)) => {
                     order.no_bpf |= self.schedule.order.no_bpf && !order.bpf;
                     // A whole one would take the marks of our write tracking for the job's own.
@@ -125,6 +131,9 @@ impl Work {
                         }
                         Err(failure) => answer.finish(&Reply::Failed(failure)),
                     }
+                }
+                Err(RecvTimeoutError::Timeout) if !has_come(due) && !has_come(huge_pages) => {
+                    self.watch.look(&self.bpf);
                 }
                 Err(RecvTimeoutError::Timeout)
                     if due.is_none_or(|due| huge_pages.is_some_and(|huge| huge < due)) =>

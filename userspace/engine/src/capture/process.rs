@@ -1,18 +1,19 @@
 //! One process that is alive.
 
 use images::proto::{self, Process, Thread};
-use remote::live::{Lent, Room};
+use remote::live::Lent;
 use remote::sys;
 use tracker::Tracker;
 
 use super::answers::{Answer, with_states};
+use super::gather::Living;
 use super::lending::interview;
 use crate::files::{Table, directory};
 use crate::freeze::{self, failed};
 use crate::pages::Source;
 use crate::procfs::{Stat, Status};
-use crate::told::{self};
-use crate::{CheckpointError, Refusal, cgroup, limits, maps, procfs, scheduling, timers, waits};
+use crate::told;
+use crate::{CheckpointError, Refusal, areas, cgroup, maps, procfs, scheduling, timers, waits};
 
 /// Captures one process that is not a zombie.
 pub(super) fn one(
@@ -21,6 +22,7 @@ pub(super) fn one(
     status: &Status,
     stat: &Stat,
     starter: u32,
+    gathered: Living,
     record: &mut Process,
     table: &mut Table,
     refusals: &mut Vec<Refusal>,
@@ -31,17 +33,21 @@ pub(super) fn one(
         let path = format!("/proc/{pid}/{name}");
         std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
     };
+    let waits = told::waits(&gathered.threads);
     // What a ckptd that was killed has left is cleared up by asking.
-    let calm = Room::find(pid as i32).is_ok_and(|room| room.is_none_or(|room| room.is_calm()));
-    let waits = told::waits(pid, tracker);
-    let told = match tracker.filter(|_| calm) {
-        Some(tracker) => told::in_bulk(process, status, tracker)?,
-        None => None,
+    let told = if gathered.calm {
+        told::in_bulk(process, status, gathered.threads)?
+    } else {
+        None
     };
     let answers = match told {
         Some(told) => with_states(process, told)?,
         None => interview(process, status, timers::parse(&text("timers")?))?,
     };
+    let mut areas = gathered.areas;
+    if !gathered.calm {
+        areas = areas::of(pid, tracker, &mut Default::default())?;
+    }
     for Answer {
         tid,
         state,
@@ -112,7 +118,8 @@ pub(super) fn one(
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
             let space = table.spaces.of(pid);
             let watched = table.spaces.is_watched(pid);
-            let mut memory = maps::capture(pid, tracker, (space, watched), &ours, table, refusals)?;
+            let areas = std::mem::take(&mut areas);
+            let mut memory = maps::capture(pid, areas, (space, watched), &ours, table, refusals)?;
             if !watched {
                 maps::guards(pid, &mut memory.space.mappings, maps::EVERYWHERE)?;
             }
@@ -134,12 +141,10 @@ pub(super) fn one(
             timer.tid = Status::read(timer.tid).map_or(timer.tid, |status| status.inner("NSpid"));
         }
     }
-    record.descriptors = table.descriptors(pid, tracker, refusals)?;
-    record.cwd = procfs::link(&format!("/proc/{pid}/cwd"))
-        .map_err(failed(format!("reading /proc/{pid}/cwd")))?;
-    record.root = procfs::link(&format!("/proc/{pid}/root"))
-        .map_err(failed(format!("reading /proc/{pid}/root")))?;
-    record.cwd_deleted = directory::is_deleted(&format!("/proc/{pid}/cwd"));
+    record.descriptors = table.descriptors(pid, gathered.descriptors, refusals)?;
+    record.cwd = gathered.cwd;
+    record.root = gathered.root;
+    record.cwd_deleted = gathered.cwd_deleted;
     if !record.cwd_deleted && !std::path::Path::new(&record.cwd).is_dir() {
         refusals.push(Refusal {
             pid,
@@ -150,8 +155,8 @@ pub(super) fn one(
     }
     record.cgroups = cgroup::capture(pid, starter);
     record.umask = status.octal("Umask");
-    record.limits = limits::parse(&text("limits")?);
-    record.oom_score_adj = text("oom_score_adj")?.trim().parse().unwrap_or(0);
+    record.limits = gathered.limits;
+    record.oom_score_adj = gathered.oom_score_adj;
     Ok(())
 }
 

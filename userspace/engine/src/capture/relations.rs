@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use images::proto::Process;
 use remote::sys;
 
+use super::gather::Namespaces;
 use crate::procfs::{Stat, Status};
-use crate::{Refusal, namespaces, procfs};
+use crate::{Refusal, namespaces};
 
 /// Ids outside and inside the job's pid namespace.
 pub(super) struct Ids {
@@ -16,10 +17,11 @@ pub(super) struct Ids {
 }
 
 /// Everything that can be told from outside to be impossible.
-pub(super) fn check(
+pub(crate) fn check(
     order: &[u32],
     statuses: &HashMap<u32, Status>,
     root: u32,
+    namespaces_of: &dyn Fn(u32) -> Option<Namespaces>,
     refusals: &mut Vec<Refusal>,
 ) {
     let mut refuse = |pid: u32, what: &str, why: &str, advice: &str| {
@@ -38,11 +40,8 @@ pub(super) fn check(
             "start it without a mount namespace, or run ckptd inside it",
         );
     }
-    let namespaces = |pid: u32| {
-        ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"]
-            .map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok())
-    };
-    let (ours, theirs) = (namespaces(std::process::id()), namespaces(root));
+    let ours = super::namespaces_of(std::process::id());
+    let theirs = namespaces_of(root).unwrap_or_default();
     let ended = statuses
         .get(&root)
         .is_some_and(|status| status.state() == 'Z');
@@ -78,7 +77,10 @@ pub(super) fn check(
                 "start the program without a sandbox",
             );
         }
-        if *pid != root && namespaces(*pid) != theirs && status.state() != 'Z' {
+        if *pid != root
+            && namespaces_of(*pid).is_some_and(|own| own != theirs)
+            && status.state() != 'Z'
+        {
             refuse(
                 *pid,
                 "its namespaces",

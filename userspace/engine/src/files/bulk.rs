@@ -1,16 +1,17 @@
 //! Descriptors as an eBPF iterator tells them: files and directories that can be found by their names need no closer look.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
 use images::proto::open_file::Kind;
-use images::proto::{Descriptor, Directory};
+use images::proto::{Descriptor, Directory, Regular};
 use tracker::Tracker;
 
 use super::{Table, path, proc, regular};
 use crate::procfs;
 
 /// The descriptors of a process, by number, with what the iterator tells of them.
-pub(super) fn list(pid: u32, tracker: Option<&Tracker>) -> Vec<(u32, Option<tracker::Descriptor>)> {
+pub(crate) fn list(pid: u32, tracker: Option<&Tracker>) -> Vec<(u32, Option<tracker::Descriptor>)> {
     match tracker.map(|tracker| tracker.descriptors(pid)) {
         Some(Ok(all)) => return all.into_iter().map(|told| (told.fd, Some(told))).collect(),
         Some(Err(error)) => tracing::warn!("{error}; reading /proc instead"),
@@ -28,7 +29,7 @@ pub(super) fn plain(table: &mut Table, pid: u32, told: &tracker::Descriptor) -> 
     let file = match table.identities.get(&told.identity) {
         Some(&file) => file,
         None => {
-            let (kind, key) = named(told, table.save_files)?;
+            let (kind, key) = named(told, table)?;
             let id = table.add(kind, told.flags & !(libc::O_CLOEXEC as u32));
             table.identities.insert(told.identity, id);
             table.by_path.push((id, key));
@@ -46,32 +47,58 @@ pub(super) fn plain(table: &mut Table, pid: u32, told: &tracker::Descriptor) -> 
     })
 }
 
-/// A file or directory to which its path leads, with device and inode; with `save` not one that is open for writing.
-fn named(told: &tracker::Descriptor, save: bool) -> Option<(Kind, (u64, u64))> {
-    let kind = told.mode & libc::S_IFMT;
-    let name = told.path.as_ref()?;
-    let saved = save && kind == libc::S_IFREG && regular::is_written(told.flags);
-    let ordinary = !saved
-        && matches!(kind, libc::S_IFREG | libc::S_IFDIR)
-        && !path::is(told.flags)
-        && !proc::is_of_process(name);
-    if !ordinary {
-        return None;
-    }
+pub(crate) fn key(told: &tracker::Descriptor) -> (u64, u64) {
+    (libc::makedev(told.device.0, told.device.1), told.inode)
+}
+
+/// The path of a file or directory that is found by it.
+fn name(told: &tracker::Descriptor) -> Option<&String> {
+    let ordinary =
+        matches!(told.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) && !path::is(told.flags);
+    let name = told.path.as_ref().filter(|_| ordinary)?;
+    (!proc::is_of_process(name)).then_some(name)
+}
+
+/// What is at the path of a file or directory, if that is it.
+pub(crate) fn found(told: &tracker::Descriptor) -> Option<(&String, Metadata)> {
+    let name = name(told)?;
     let meta = std::fs::metadata(name).ok()?;
-    let key = (libc::makedev(told.device.0, told.device.1), told.inode);
     // Where stat(2) counts otherwise (btrfs, overlayfs), a closer look finds out.
-    if (meta.dev(), meta.ino()) != key || meta.mode() & libc::S_IFMT != kind {
+    let same =
+        (meta.dev(), meta.ino()) == key(told) && (meta.mode() ^ told.mode) & libc::S_IFMT == 0;
+    same.then_some((name, meta))
+}
+
+/// A file or directory to which its path leads, with device and inode; not one that is open for writing and is to be saved.
+fn named(told: &tracker::Descriptor, table: &Table) -> Option<(Kind, (u64, u64))> {
+    if table.save_files
+        && told.mode & libc::S_IFMT == libc::S_IFREG
+        && regular::is_written(told.flags)
+    {
         return None;
     }
-    let kind = if kind == libc::S_IFDIR {
+    let known = name(told).filter(|_| table.ahead.knows(told));
+    let (name, meta) = match known {
+        Some(name) => (name, None),
+        None => found(told).map(|(name, meta)| (name, Some(meta)))?,
+    };
+    let kind = if told.mode & libc::S_IFMT == libc::S_IFDIR {
         Kind::Directory(Directory {
             path: name.clone(),
             offset: told.position,
             deleted: false,
         })
-    } else {
+    } else if let Some(meta) = meta {
         Kind::Regular(regular::record(name, told.position, &meta, Vec::new()))
+    } else {
+        Kind::Regular(Regular {
+            path: name.clone(),
+            offset: told.position,
+            size: told.size,
+            mode: told.mode,
+            modified: told.modified,
+            ..Default::default()
+        })
     };
-    Some((kind, key))
+    Some((kind, key(told)))
 }

@@ -92,29 +92,40 @@ pub(super) fn is(fd: &OwnedFd) -> bool {
     })
 }
 
+fn unsupported<T>(what: &str) -> Result<T, Why> {
+    let advice = "checkpoint when it is closed".to_owned();
+    Err((format!("{what} sockets are not supported"), advice))
+}
+
+/// Family, type and protocol of one that can be restored.
+pub(super) fn supported(fd: &OwnedFd) -> Result<(i32, i32, i32), Why> {
+    let (domain, kind, protocol) = sort(fd).unwrap_or_default();
+    match (domain, kind) {
+        (libc::AF_PACKET, _) => Ok((domain, kind, protocol)),
+        (libc::AF_NETLINK, _) if KINDS.contains(&protocol) => Ok((domain, kind, protocol)),
+        (libc::AF_NETLINK, _) => unsupported(&format!("netlink (protocol {protocol})")),
+        (_, libc::SOCK_RAW) => Ok((domain, kind, protocol)),
+        // Sockets of ping(8) too, whose port is the identifier of their echo requests.
+        (_, libc::SOCK_DGRAM)
+            if is_echo(protocol)
+                || protocol == UDP && matches!(domain, libc::AF_INET | libc::AF_INET6) =>
+        {
+            Ok((domain, kind, protocol))
+        }
+        _ => unsupported(&format!("protocol {protocol}")),
+    }
+}
+
 pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
     let fd = &held.file;
-    let unsupported = |what: String| {
-        let advice = "checkpoint when it is closed".to_owned();
-        Err((format!("{what} sockets are not supported"), advice))
-    };
     let again = |why: &str| Err((why.to_owned(), "try again in a moment".to_owned()));
     let failed = |error: std::io::Error| {
         let why = format!("it cannot be looked at: {error}");
         (why, "try again".to_owned())
     };
-    let (domain, kind, protocol) = sort(fd).unwrap_or_default();
+    let (domain, kind, protocol) = supported(fd)?;
     let inet = matches!(domain, libc::AF_INET | libc::AF_INET6);
     let udp = inet && kind == libc::SOCK_DGRAM && protocol == UDP;
-    match (domain, kind) {
-        (libc::AF_PACKET, _) => {}
-        (libc::AF_NETLINK, _) if KINDS.contains(&protocol) => {}
-        (libc::AF_NETLINK, _) => return unsupported(format!("netlink (protocol {protocol})")),
-        (_, libc::SOCK_RAW) => {}
-        // Sockets of ping(8) too, whose port is the identifier of their echo requests.
-        (_, libc::SOCK_DGRAM) if udp || is_echo(protocol) => {}
-        _ => return unsupported(format!("protocol {protocol}")),
-    }
     let first = sockets::peek(fd, 1, 0).ok();
     let waits = first.is_some();
     if waits && !udp {
@@ -137,7 +148,7 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
     });
     let groups: Vec<u32> = bits.collect();
     if protocol == libc::NETLINK_GENERIC && netlink && !groups.is_empty() {
-        return unsupported("generic netlink multicast".to_owned());
+        return unsupported("generic netlink multicast");
     }
     let packet = domain == libc::AF_PACKET;
     // A new one to compare options with is not to take packets.

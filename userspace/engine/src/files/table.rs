@@ -1,6 +1,6 @@
 //! All open files of a job while it is captured.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -10,11 +10,12 @@ use images::proto::{Descriptor, OpenFile, SharedMemory};
 use remote::sys;
 use tracker::{FileIdentity, Tracker};
 
-use super::{Held, Why, hold, owner};
+use super::{Held, Why, hold, hold_told, owner};
 use super::{
     bulk, datagram, device, epoll, eventfd, inet, inotify, lock, object, outer, path, pidfd, pipe,
     proc, pty, regular, signalfd, timerfd, unix,
 };
+use crate::ahead::Ahead;
 use crate::areas::Area;
 use crate::freeze::failed;
 use crate::ipc::segments;
@@ -37,6 +38,7 @@ pub(crate) struct Table {
     pub(super) objects_by_inode: HashMap<(u64, u64), u32>,
     /// Files that are looked at again when all descriptors are known.
     pub(crate) pending: Vec<(u32, Held)>,
+    pub(crate) ahead: Ahead,
     pub(crate) outer: outer::Outer,
     /// The content of files that are open for writing is part of the image.
     pub(crate) save_files: bool,
@@ -51,6 +53,30 @@ pub(crate) struct Table {
     pub(super) identities: HashMap<FileIdentity, u32>,
     /// Files that are found by their paths alone, with device and inode.
     pub(super) by_path: Vec<(u32, (u64, u64))>,
+}
+
+/// Descriptors that nothing could be said against, with the open files behind them.
+#[derive(Debug, Default)]
+pub(crate) struct Harmless(HashSet<(u32, u32, FileIdentity, u64)>);
+
+impl Harmless {
+    /// Forgets those of other processes than these.
+    pub(crate) fn retain(&mut self, pids: &[u32]) {
+        self.0.retain(|(pid, ..)| pids.contains(pid));
+    }
+}
+
+/// A pipe of which /proc would tell nothing more.
+fn is_simple(told: &tracker::Descriptor) -> bool {
+    told.mode & libc::S_IFMT == libc::S_IFIFO && !told.special && told.path.is_some()
+}
+
+/// Files, directories and pipes.
+fn is_plain(mode: u32) -> bool {
+    matches!(
+        mode & libc::S_IFMT,
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO
+    )
 }
 
 impl Table {
@@ -179,23 +205,26 @@ impl Table {
         object::add(self, file, link, segments::describe(inode))
     }
 
-    /// Takes all descriptors of a process.
+    /// Takes all descriptors of a process, which are listed with what is told of them.
     pub(crate) fn descriptors(
         &mut self,
         pid: u32,
-        tracker: Option<&Tracker>,
+        listed: Vec<(u32, Option<tracker::Descriptor>)>,
         refusals: &mut Vec<Refusal>,
     ) -> Result<Vec<Descriptor>, CheckpointError> {
         let pidfd =
             sys::pidfd_open(pid as i32).map_err(failed(format!("opening process {pid}")))?;
         let mut descriptors = Vec::new();
-        for (fd, told) in bulk::list(pid, tracker) {
+        for (fd, told) in listed {
             if let Some(descriptor) = told.as_ref().and_then(|told| bulk::plain(self, pid, told)) {
                 descriptors.push(descriptor);
                 continue;
             }
-            let identity = told.map(|told| told.identity);
-            let held = hold(pid, &pidfd, fd)?;
+            let identity = told.as_ref().map(|told| told.identity);
+            let held = match told {
+                Some(told) if is_simple(&told) => hold_told(pid, &pidfd, told)?,
+                _ => hold(pid, &pidfd, fd)?,
+            };
             let what = format!("descriptor {fd} ({})", held.link);
             match self.descriptor(held, identity) {
                 Ok(descriptor) => descriptors.push(descriptor),
@@ -208,6 +237,60 @@ impl Table {
             }
         }
         Ok(descriptors)
+    }
+
+    /// Judges the descriptors of a process that runs, for what they are: what they hold at the moment is not looked at. Those that were
+    /// `harmless` at an earlier look still are.
+    pub(crate) fn judge(
+        &mut self,
+        pid: u32,
+        tracker: Option<&Tracker>,
+        harmless: &mut Harmless,
+        refusals: &mut Vec<Refusal>,
+    ) {
+        let Ok(pidfd) = sys::pidfd_open(pid as i32) else {
+            return;
+        };
+        for (fd, told) in bulk::list(pid, tracker) {
+            let known = told
+                .as_ref()
+                .map(|told| (pid, fd, told.identity, told.inode));
+            if known.is_some_and(|known| harmless.0.contains(&known))
+                || told.is_some_and(|told| is_plain(told.mode))
+            {
+                continue;
+            }
+            // It may have been closed meanwhile.
+            let Ok(held) = hold(pid, &pidfd, fd) else {
+                continue;
+            };
+            let judged = match held.meta.mode() & libc::S_IFMT {
+                _ if is_plain(held.meta.mode()) || path::is(held.flags) => Ok(()),
+                // What they are connected to, and what waits in them, may be others by then.
+                libc::S_IFSOCK
+                    if unix::domain(&held.file) == Some(libc::AF_UNIX)
+                        || inet::is_tcp(&held.file) =>
+                {
+                    Ok(())
+                }
+                libc::S_IFSOCK
+                    if datagram::is(&held.file) && self.outer.object(&held).is_none() =>
+                {
+                    datagram::supported(&held.file).map(drop)
+                }
+                _ if held.link == "anon_inode:inotify" => Ok(()),
+                _ => self.classify(&held).map(drop),
+            };
+            match judged {
+                Ok(()) => harmless.0.extend(known),
+                Err((why, advice)) => refusals.push(Refusal {
+                    pid,
+                    what: format!("descriptor {fd} ({})", held.link),
+                    why,
+                    advice,
+                }),
+            }
+        }
     }
 
     /// Takes one, which may lead to an open file that is known already.
@@ -288,7 +371,10 @@ impl Table {
                 datagram::capture(held)
             }
             _ => self.outer.object(held).ok_or_else(|| {
-                let what = held.link.split(':').next().unwrap_or_default();
+                let kind = held.link.strip_prefix("anon_inode:");
+                let what = kind
+                    .or_else(|| held.link.split(':').next())
+                    .unwrap_or_default();
                 let advice =
                     "checkpoint when it is closed, or see `ckptd doctor` for what is supported";
                 (

@@ -85,14 +85,18 @@ pub(super) const NT_X86_XSTATE: u64 = 0x202;
 pub(super) const MAX_XSTATE: usize = 64 << 10;
 
 pub(crate) fn xstate(tid: i32) -> io::Result<Vec<u8>> {
-    let mut area = vec![0u8; MAX_XSTATE];
-    let mut iov = libc::iovec {
-        iov_base: area.as_mut_ptr().cast(),
-        iov_len: area.len(),
-    };
-    request_with(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov)?;
-    area.truncate(iov.iov_len);
-    Ok(area)
+    thread_local! {
+        /// Fresh memory of that size for each of many threads would take longer than the call.
+        static AREA: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; MAX_XSTATE]);
+    }
+    AREA.with_borrow_mut(|area| {
+        let mut iov = libc::iovec {
+            iov_base: area.as_mut_ptr().cast(),
+            iov_len: area.len(),
+        };
+        request_with(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov)?;
+        Ok(area[..iov.iov_len.min(MAX_XSTATE)].to_vec())
+    })
 }
 
 pub(crate) fn set_xstate(tid: i32, area: &[u8]) -> io::Result<()> {

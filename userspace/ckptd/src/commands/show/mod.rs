@@ -9,6 +9,8 @@ use super::pick;
 use crate::cli::Show;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
+use crate::registry::Registry;
+use crate::supervisor::Watched;
 use std::process::ExitCode;
 
 /// Prints it.
@@ -29,7 +31,11 @@ pub(crate) fn execute(args: &Show) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let checkpoint = job.checkpoint(args.at)?;
-    let model = model::Checkpoint::new(&job, &checkpoint)?;
+    let mut model = model::Checkpoint::new(&job, &checkpoint)?;
+    let running = Registry::open().and_then(|registry| registry.find(job.name()));
+    let running = running.ok().flatten();
+    let running = running.filter(|state| state.dir == args.store.path());
+    model.watched = running.and_then(|state| Watched::read(&state.entry));
     if args.output.json {
         print_json(&model);
     } else {

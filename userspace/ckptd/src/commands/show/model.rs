@@ -2,6 +2,7 @@
 
 use super::describe;
 use crate::failure::Failure;
+use crate::supervisor::Watched;
 use images::proto::{self, mapping, process};
 use images::{PAGE_SIZE, PageSet};
 use serde::Serialize;
@@ -37,6 +38,8 @@ pub(crate) struct Checkpoint {
     pub stopped_seconds: f64,
     pub total_seconds: f64,
     pub phases: Vec<Phase>,
+    /// What is known of the job now, while it runs.
+    pub watched: Option<Watched>,
     /// Parents before their children.
     pub processes: Vec<Process>,
 }
@@ -163,6 +166,7 @@ impl Checkpoint {
             written_bytes: statistics.bytes,
             base: statistics.base,
             saved: pages.all(),
+            watched: None,
             compression: statistics.compression,
             stopped_seconds: statistics.stopped_ns as f64 / 1e9,
             total_seconds: statistics.total_ns as f64 / 1e9,

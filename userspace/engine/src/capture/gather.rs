@@ -1,0 +1,140 @@
+//! What is read of each process of a frozen job without being its tracer, by several threads at once.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use images::proto::Rlimit;
+use remote::live::Room;
+use tracker::{Descriptor, Tracker};
+
+use crate::ahead::Ahead;
+use crate::areas::{self, Area, Paths};
+use crate::files::{self, directory};
+use crate::freeze::failed;
+use crate::procfs::{self, Stat, Status};
+use crate::{CheckpointError, limits, pages, told};
+
+/// What /proc and the iterators say of a process.
+pub(super) struct Gathered {
+    pub(super) status: Status,
+    pub(super) stat: Stat,
+    pub(super) namespaces: Namespaces,
+    /// Of one that has not ended.
+    pub(super) living: Option<Living>,
+}
+
+/// What only those have that have not ended.
+pub(super) struct Living {
+    /// Nothing is left in it of a ckptd that was killed.
+    pub(super) calm: bool,
+    pub(super) threads: Vec<tracker::Thread>,
+    /// Without what a ckptd that was killed has left.
+    pub(super) areas: Vec<Area>,
+    pub(super) descriptors: Vec<(u32, Option<Descriptor>)>,
+    pub(super) cwd: String,
+    pub(super) root: String,
+    pub(super) cwd_deleted: bool,
+    pub(super) limits: Vec<Rlimit>,
+    pub(super) oom_score_adj: i32,
+}
+
+/// Those of [`NAMESPACES`].
+pub(crate) type Namespaces = [Option<String>; 8];
+
+/// As /proc/PID/ns calls them.
+const NAMESPACES: [&str; 8] = ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"];
+
+/// The namespaces of a process.
+pub(crate) fn namespaces_of(pid: u32) -> Namespaces {
+    NAMESPACES.map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok())
+}
+
+/// Fewer processes are not worth a thread.
+const FEW: usize = 4;
+
+/// All of these processes, by pid. Who is gone is missing.
+pub(super) fn gather(
+    pids: &[u32],
+    tracker: Option<&Tracker>,
+    ahead: &Ahead,
+) -> Result<HashMap<u32, Gathered>, CheckpointError> {
+    let rest = Mutex::new(pids.iter());
+    let next = || {
+        let mut rest = rest
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        rest.next().copied()
+    };
+    let work = || -> Result<Vec<(u32, Gathered)>, CheckpointError> {
+        let (mut paths, mut all) = (Paths::new(), Vec::new());
+        while let Some(pid) = next() {
+            if let Ok(status) = Status::read(pid) {
+                all.push((pid, one(pid, status, tracker, (ahead, &mut paths))?));
+            }
+        }
+        Ok(all)
+    };
+    let helpers = pages::threads().min(pids.len() / FEW).saturating_sub(1);
+    let parts: Vec<Result<Vec<_>, CheckpointError>> = std::thread::scope(|scope| {
+        let helpers: Vec<_> = (0..helpers).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        let theirs = helpers.into_iter().map(|helper| {
+            let end = helper.join();
+            end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        std::iter::once(own).chain(theirs).collect()
+    });
+    let parts: Result<Vec<_>, _> = parts.into_iter().collect();
+    Ok(parts?.into_iter().flatten().collect())
+}
+
+fn one(
+    pid: u32,
+    status: Status,
+    tracker: Option<&Tracker>,
+    known: (&Ahead, &mut Paths),
+) -> Result<Gathered, CheckpointError> {
+    let stat = Stat::read(pid).map_err(failed(format!("reading /proc/{pid}/stat")))?;
+    let living = if status.state() == 'Z' {
+        None
+    } else {
+        Some(living(pid, tracker, known)?)
+    };
+    Ok(Gathered {
+        namespaces: namespaces_of(pid),
+        status,
+        stat,
+        living,
+    })
+}
+
+fn living(
+    pid: u32,
+    tracker: Option<&Tracker>,
+    (ahead, paths): (&Ahead, &mut Paths),
+) -> Result<Living, CheckpointError> {
+    let text = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
+    };
+    let link = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        procfs::link(&path).map_err(failed(format!("reading {path}")))
+    };
+    let threads = told::threads(pid, tracker);
+    let areas = match ahead.areas(pid, &threads) {
+        Some(areas) => areas,
+        None => areas::of(pid, tracker, paths)?,
+    };
+    Ok(Living {
+        calm: Room::find(pid as i32).is_ok_and(|room| room.is_none_or(|room| room.is_calm())),
+        threads,
+        areas,
+        descriptors: files::list(pid, tracker),
+        cwd: link("cwd")?,
+        root: link("root")?,
+        cwd_deleted: directory::is_deleted(&format!("/proc/{pid}/cwd")),
+        limits: limits::parse(&text("limits")?),
+        oom_score_adj: text("oom_score_adj")?.trim().parse().unwrap_or(0),
+    })
+}

@@ -154,10 +154,12 @@ struct task {
 	__u64 born;
 	__u32 tid;
 	__u32 tgid;
-	/* The process that it is a child of. */
+	/* The process that it is a child of, and the thread of that which made or adopted it. */
 	__u32 parent;
+	__u32 parent_thread;
 	/* Whether it is a zombie, or on its way there. */
 	__u32 ended;
+	__u32 padding;
 };
 
 #endif

@@ -22,6 +22,7 @@ int tasks(struct bpf_iter__task *ctx)
 	record.tgid = task->tgid;
 	/* The parent of all its threads: threads may have different ones only by way of ptrace, which is `parent`. */
 	record.parent = BPF_CORE_READ(task, real_parent, tgid);
+	record.parent_thread = BPF_CORE_READ(task, real_parent, pid);
 	record.ended = task->exit_state != 0;
 	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;

@@ -32,8 +32,8 @@ impl Members {
         let (mut children, mut threads) = (HashMap::new(), HashMap::new());
         for task in tasks {
             if task.tid == task.pid {
-                let siblings: &mut Vec<(u64, u32)> = children.entry(task.parent).or_default();
-                siblings.push((task.born, task.pid));
+                let siblings: &mut Vec<(u32, u64, u32)> = children.entry(task.parent).or_default();
+                siblings.push((task.parent_thread, task.born, task.pid));
             }
             let living: &mut Vec<u32> = threads.entry(task.pid).or_default();
             if !task.ended {
@@ -47,7 +47,7 @@ impl Members {
             // As the kernel lists them, and wait(2) finds them: pids begin anew.
             let mut siblings = children.remove(&pid).unwrap_or_default();
             siblings.sort_unstable();
-            siblings.into_iter().map(|(_, pid)| pid).collect()
+            siblings.into_iter().map(|(.., pid)| pid).collect()
         });
         Self {
             order,
@@ -110,6 +110,7 @@ mod tests {
             tid,
             pid,
             parent,
+            parent_thread: parent,
             ended: false,
         }
     }

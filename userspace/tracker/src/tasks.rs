@@ -14,6 +14,8 @@ pub struct Task {
     pub pid: u32,
     /// The process that it is a child of; 0 for the first one.
     pub parent: u32,
+    /// The thread of that process that made or adopted it.
+    pub parent_thread: u32,
     /// Whether it has ended and is waited for.
     pub ended: bool,
 }
@@ -29,11 +31,14 @@ pub(crate) fn parse(records: &[u8]) -> Result<Vec<Task>, Error> {
 
 /// `struct task` of ebpf/records.h.
 fn one(reader: &mut Reader<'_>) -> Option<Task> {
-    Some(Task {
+    let task = Task {
         born: reader.u64()?,
         tid: reader.u32()?,
         pid: reader.u32()?,
         parent: reader.u32()?,
+        parent_thread: reader.u32()?,
         ended: reader.u32()? != 0,
-    })
+    };
+    let _padding = reader.u32()?;
+    Some(task)
 }

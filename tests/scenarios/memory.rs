@@ -222,12 +222,9 @@ fn cut_off_at_every_moment(kill: bool) {
         } else {
             INCREMENTAL
         };
-        // Another round needs much to be written in the one before.
-        let late = moment.starts_with("round") && !moment.starts_with("round 0");
-        let steps = if late { 120 } else { 10 };
-        let came = (0..5).any(|_| driver.cut_off(steps, way, kill, moment));
+        let came = (0..4).any(|_| driver.cut_off(10, way, kill, moment));
         if !came {
-            tests::skip(moment, "this moment did not come in five checkpoints");
+            tests::skip(moment, "this moment did not come in four checkpoints");
             continue;
         }
         driver.look(&format!("cut off at \"{moment}\""));

@@ -1,5 +1,6 @@
 //! The ordered list of steps that brings a job back: a pure function of the snapshot and the facts about this host.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -105,7 +106,7 @@ pub fn plan(checkpoint: &Checkpoint, options: &RestoreOptions<'_>) -> Result<Pla
     let host = host.within(namespaces::wanted(snapshot, options.apart));
     for process in &snapshot.processes {
         if let Some(memory) = &process.memory {
-            content.insert(memory.space, Content(checkpoint.pages(memory.space)));
+            content.insert(memory.space, Content::new(&checkpoint.pages(memory.space)));
         }
     }
     let taken = |id: u32| std::path::Path::new(&format!("/proc/{id}")).exists();
@@ -152,6 +153,7 @@ pub(crate) fn make(
         host.terminals.clone()
     };
     let making = Making {
+        makers: OnceCell::new(),
         files: &snapshot.files,
         processes: &snapshot.processes,
         outer,

@@ -1,5 +1,6 @@
 //! Where each open file of a job is made, and how it gets to where the job has it.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use images::proto::open_file::Kind;
@@ -28,6 +29,8 @@ pub(crate) struct Making<'a> {
     pub(crate) objects: &'a [SharedMemory],
     /// Indices of pseudo terminals that others have.
     pub(crate) terminals: Vec<u32>,
+    /// The first process that holds each file, once that has been asked.
+    pub(crate) makers: OnceCell<HashMap<u32, usize>>,
 }
 
 impl Making<'_> {
@@ -44,8 +47,17 @@ impl Making<'_> {
     }
 
     fn maker_within(&self, id: u32, depth: u32) -> Option<&Process> {
-        let holds = |process: &&Process| process.descriptors.iter().any(|d| d.file == id);
-        self.processes.iter().find(holds).or_else(|| {
+        let makers = self.makers.get_or_init(|| {
+            let mut makers = HashMap::new();
+            for (nth, process) in self.processes.iter().enumerate() {
+                for descriptor in &process.descriptors {
+                    makers.entry(descriptor.file).or_insert(nth);
+                }
+            }
+            makers
+        });
+        let holder = makers.get(&id).and_then(|&nth| self.processes.get(nth));
+        holder.or_else(|| {
             let mut carriers = self
                 .files
                 .iter()

@@ -1,6 +1,7 @@
 //! The mappings of a process, its program and its directories.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use images::proto::mapping::Kind;
 use images::proto::open_file::Kind as FileKind;
@@ -15,18 +16,36 @@ use crate::{maps, vdso};
 
 /// Which pages of a space have content.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Content(pub(crate) PageSet);
+pub(crate) struct Content {
+    /// Runs of pages in order, each with how many pages come before it.
+    runs: Vec<(Range<u64>, u64)>,
+}
 
 impl Content {
+    pub(crate) fn new(pages: &PageSet) -> Self {
+        let mut runs: Vec<(Range<u64>, u64)> = Vec::new();
+        for (before, page) in (0..).zip(pages) {
+            match runs.last_mut() {
+                Some((run, _)) if run.end == page => run.end += 1,
+                _ => runs.push((page..page + 1, before)),
+            }
+        }
+        Self { runs }
+    }
+
     pub(crate) fn within(&self, mapping: &Mapping) -> bool {
         self.count(&(mapping.start..mapping.end)) > 0
     }
 
     /// How many lie in an address range.
-    pub(crate) fn count(&self, range: &std::ops::Range<u64>) -> u64 {
-        let below = |address: u64| match (address / PAGE_SIZE as u64).checked_sub(1) {
-            Some(last) => self.0.rank(last),
-            None => 0,
+    pub(crate) fn count(&self, range: &Range<u64>) -> u64 {
+        let below = |address: u64| {
+            let page = address / PAGE_SIZE as u64;
+            let begun = self.runs.partition_point(|(run, _)| run.start < page);
+            match begun.checked_sub(1).and_then(|last| self.runs.get(last)) {
+                Some((run, before)) => before + (page.min(run.end) - run.start),
+                None => 0,
+            }
         };
         below(range.end) - below(range.start)
     }
@@ -128,7 +147,7 @@ pub(super) fn finish_memory(
     process: &Process,
     snapshot: &Snapshot,
     content: &BTreeMap<u64, Content>,
-    ours: std::ops::Range<u32>,
+    ours: Range<u32>,
     executed: u32,
 ) {
     let Some(memory) = &process.memory else {
@@ -194,5 +213,18 @@ pub(super) fn work_in(shell: &mut Shell, cwd: &str, deleted: bool, root: &str) {
             &[name.into()],
             format!("make {root} the root"),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_with_content_are_counted() {
+        let content = Content::new(&PageSet::from_iter([0, 3, 4, 5, 9]));
+        let count = |pages: Range<u64>| content.count(&(pages.start << 12..pages.end << 12));
+        let counts = [0..1, 1..3, 2..4, 4..5, 4..10, 6..9, 9..10, 10..20, 0..20].map(count);
+        assert_eq!(counts, [1, 0, 1, 1, 3, 0, 1, 0, 5]);
     }
 }

@@ -15,6 +15,7 @@ typedef unsigned char __u8;
 typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
+typedef short __s16;
 typedef int __s32;
 typedef long long __s64;
 /* bpf_helper_defs.h names them. */
@@ -99,7 +100,16 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct atomic {
+	int counter;
+};
+
 struct mm_struct {
+	struct {
+		void *ldt;
+	} context;
+	struct atomic membarrier_state;
+	unsigned long def_flags;
 	unsigned long start_brk;
 	unsigned long brk;
 	unsigned long start_stack;
@@ -264,7 +274,36 @@ struct restart_block {
 	};
 };
 
+struct thread_info {
+	unsigned long flags;
+};
+
+struct seccomp {
+	int mode;
+};
+
+struct list_head {
+	struct list_head *next;
+};
+
+struct sem_undo_list {
+	struct list_head list_proc;
+};
+
+struct sem_undo {
+	struct list_head list_proc;
+	int semid;
+	short semadj[1];
+};
+
+struct sysv_sem {
+	struct sem_undo_list *undo_list;
+};
+
 struct task_struct {
+	struct sysv_sem sysvsem;
+	struct thread_info thread_info;
+	struct seccomp seccomp;
 	struct restart_block restart_block;
 	__s32 pid;
 	__s32 tgid;

@@ -102,6 +102,10 @@ struct thread {
 	/* Whether a struct process follows, and behind it SIGNALS actions. */
 	__u32 leads;
 	__u32 sleep_clock;
+	/* Whether it may have what only itself can be asked about (engine/attributes.rs). */
+	__u32 special;
+	/* Mode of seccomp(2). */
+	__u32 seccomp;
 };
 
 struct process {
@@ -117,6 +121,10 @@ struct process {
 	/* Whether poll_end of its threads can be told on this kernel. */
 	__u32 tells_poll;
 	__u32 padding;
+	/* As `special` of a thread. */
+	__u32 special;
+	/* MEMBARRIER_STATE_* (linux/sched/mm.h) */
+	__u32 barriers;
 };
 
 #define SIGNALS 64
@@ -160,6 +168,18 @@ struct task {
 	/* Whether it is a zombie, or on its way there. */
 	__u32 ended;
 	__u32 padding;
+};
+
+/* More sets in one list, and more semaphores in a set, are left to user space. */
+#define UNDO_SETS 64
+#define UNDO_SEMAPHORES 256
+
+/* UNDO_SEMAPHORES of __s16 follow: what is added to each semaphore in the end. */
+struct undo {
+	/* Which list it is in: threads share theirs. */
+	__u64 list;
+	__u32 tid;
+	__u32 set;
 };
 
 #endif

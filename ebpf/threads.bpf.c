@@ -78,6 +78,27 @@ static __always_inline __u64 mm_flags(struct mm_struct *mm)
 	return BPF_CORE_READ(mm, flags);
 }
 
+/* TIF_NOCPUID and TIF_NOTSC (arch/x86/include/asm/thread_info.h) are 15 and 16, since Linux 6.18 20 and 21. What else has those
+ * numbers is rarely set, and would only cost a question. */
+#define TIF_SPECIAL (1UL << 15 | 1UL << 16 | 1UL << 20 | 1UL << 21)
+/* include/linux/sched.h: PF_MCE_PROCESS, PF_MCE_EARLY, PF_MEMALLOC_NOIO */
+#define PF_SPECIAL (0x80 | 0x08000000 | 0x00080000)
+/* include/linux/mm_types.h: MMF_HAS_MDWE, MMF_HAS_MDWE_NO_INHERIT, MMF_VM_MERGE_ANY */
+#define MMF_SPECIAL (1UL << 28 | 1UL << 29 | 1UL << 30)
+
+/* include/linux/mm.h: VM_LOCKED and VM_LOCKONFAULT, which new mappings get (mlockall(2)). */
+#define VM_LOCK (0x2000 | 0x80000)
+
+static __always_inline int is_special(struct task_struct *task)
+{
+	return (task->thread_info.flags & TIF_SPECIAL) || (task->flags & PF_SPECIAL);
+}
+
+static __always_inline int has_ldt(struct mm_struct *mm)
+{
+	return bpf_core_field_exists(mm->context.ldt) && BPF_CORE_READ(mm, context.ldt);
+}
+
 static __always_inline void wait(struct thread *record, struct task_struct *task)
 {
 	record->restart = (__u64)BPF_CORE_READ(task, restart_block.fn);
@@ -139,6 +160,8 @@ int threads(struct bpf_iter__task *ctx)
 	bpf_probe_read_kernel(record.comm, sizeof(record.comm), task->comm);
 	who(&record, cred);
 	wait(&record, task);
+	record.special = is_special(task);
+	record.seccomp = task->seccomp.mode;
 	record.leads = task->pid == task->tgid && mm && sighand;
 	bpf_seq_write(seq, &record, sizeof(record));
 
@@ -164,6 +187,9 @@ int threads(struct bpf_iter__task *ctx)
 	process.born = task->start_time;
 	process.map_generation = map_generation(task, mm);
 	process.tells_poll = bpf_core_field_exists(task->restart_block.poll.tv_sec);
+	process.special = (process.mm_flags & MMF_SPECIAL) || has_ldt(mm) ||
+			  (BPF_CORE_READ(mm, def_flags) & VM_LOCK);
+	process.barriers = BPF_CORE_READ(mm, membarrier_state.counter);
 	bpf_seq_write(seq, &process, sizeof(process));
 	/* Without leaving any out: the verifier would follow each of the ways through 64 decisions. */
 	for (int nth = 0; nth < SIGNALS; nth++) {

@@ -7,7 +7,7 @@ use std::fs;
 use tests::{Job, Subject, is_root, sabotaged, skip, uninterrupted};
 
 /// Checkpoints a subject, expects a refusal that names what it holds, and that the job goes on to its PASS.
-fn refused(name: &'static str, what: &[&str]) {
+fn refused(name: &'static str, what: &[&str], arguments: &[&str]) {
     let Some(mut job) = Job::start(&Subject::new(name)) else {
         return;
     };
@@ -15,7 +15,7 @@ fn refused(name: &'static str, what: &[&str]) {
     let descriptor = told("descriptor");
     let pid = told("pid").unwrap_or_else(|| job.processes()[0].to_string());
     let output = job
-        .checkpoint(&[])
+        .checkpoint(arguments)
         .expect(1)
         .expect_message(&[pid.trim()])
         .expect_message(what);
@@ -23,7 +23,7 @@ fn refused(name: &'static str, what: &[&str]) {
         let _ = output.expect_message(&[descriptor.trim()]);
     }
     // With --kill too, the job lives.
-    let _ = job.checkpoint(&["--kill"]).expect(1);
+    let _ = job.checkpoint(&[arguments, &["--kill"]].concat()).expect(1);
     assert!(
         job.stored().is_empty(),
         "something was written: {:?}",
@@ -34,7 +34,7 @@ fn refused(name: &'static str, what: &[&str]) {
 }
 
 macro_rules! refusals {
-    ($($name:ident: $what:expr;)*) => {
+    ($($name:ident: $what:expr $(, $argument:literal)*;)*) => {
         $(mod $name {
             use super::*;
 
@@ -43,7 +43,7 @@ macro_rules! refusals {
             #[test]
             fn sabotaged() { super::sabotaged(&Subject::new(stringify!($name))); }
             #[test]
-            fn is_refused() { refused(stringify!($name), &$what); }
+            fn is_refused() { refused(stringify!($name), &$what, &[$($argument),*]); }
         })*
     };
 }
@@ -54,7 +54,11 @@ refusals! {
     refused_userfaultfd: ["userfaultfd"];
     refused_child: ["socket"];
     refused_dead_leader: ["leader"];
-    refused_sem_undo: ["SEM_UNDO"];
+    refused_dnotify: ["F_NOTIFY"];
+    refused_perf: ["perf_event_open"];
+    refused_secret: ["memfd_secret"];
+    refused_traced: ["is tracing it"];
+    refused_sem_undo: ["SEM_UNDO"], "--no-bpf";
     refused_packet_ring: ["ring", "socket"];
 }
 
@@ -72,5 +76,22 @@ fn refused_by_pid() {
         .expect(1)
         .expect_message(&[&pid, "77", "socket"]);
     job.go();
+    job.finish();
+}
+
+/// What is undone on semaphores is known to eBPF.
+#[test]
+fn sem_undo_with_bpf() {
+    let Some(mut job) = Job::start(&Subject::new("refused_sem_undo")) else {
+        return;
+    };
+    let output = job.checkpoint(&["--kill", "--bpf"]);
+    if output.code() == 1 && output.stderr.contains("eBPF") {
+        return skip("sem_undo_with_bpf", "eBPF cannot be had here");
+    }
+    let _ = output.expect(0);
+    job.kill_all();
+    job.go();
+    job.restore(&[]);
     job.finish();
 }

@@ -72,6 +72,8 @@ subjects! {
     rseq = own("rseq");
     clear_child_tid = own("clear_child_tid");
 
+    syscall_dispatch = own("syscall_dispatch");
+
     // Memory.
     anonymous = own("anonymous");
     heap = own("heap");
@@ -115,6 +117,9 @@ subjects! {
     comm = own("comm");
     personality = own("personality");
     dumpable = own("dumpable");
+    attributes = own("attributes");
+    autogroup = own("autogroup");
+    seccomp = own("seccomp");
 
     // Descriptors.
     files = own("files");
@@ -122,6 +127,7 @@ subjects! {
     directories = own("directories");
     devices = own("devices");
     pipes = own("pipes");
+    packets = own("packets");
     fifos = own("fifos");
     eventfd = own("eventfd");
     epoll = own("epoll");
@@ -140,6 +146,7 @@ subjects! {
     sysv_shm = own("sysv_shm");
     sysv_sem = own("sysv_sem");
     sysv_msg = own("sysv_msg");
+    posix_mq = own("posix_mq");
     locks = own("locks");
     unix_pairs = own("unix_pairs");
     unix_names = own("unix_names");
@@ -161,7 +168,13 @@ subjects! {
 
 #[test]
 fn every_source_is_covered() {
-    let elsewhere = ["file_changed", "random_memory", "refused_", "tcp_outside"]; // have scenarios of their own
+    let elsewhere = [
+        "file_changed",
+        "random_memory",
+        "probed",
+        "refused_",
+        "tcp_outside",
+    ]; // have scenarios of their own
     for entry in std::fs::read_dir(manifest_dir().join("subjects"))
         .unwrap()
         .flatten()

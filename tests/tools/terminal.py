@@ -6,6 +6,7 @@ SCRIPT is a file of steps, one a line, done in order:
     send TEXT        types TEXT; \\n, \\x03 and the like are understood
     size ROWS COLS   changes the window's size
     mark FILE        makes a file in the current directory
+    run COMMAND      runs a shell command elsewhere, which must succeed
     status N         waits for the end of the program, which must be exit status N
 
 Ends with status 0 when every step worked; else it says which did not, and what the terminal showed.
@@ -17,6 +18,7 @@ import pty
 import select
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -62,6 +64,14 @@ def main() -> int:
             os.write(master, text)
         elif verb == "mark":
             open(rest, "w").close()
+        elif verb == "run":
+            elsewhere = subprocess.Popen(
+                rest, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            while elsewhere.poll() is None:
+                read_more(0.01)
+            if elsewhere.returncode != 0:
+                return fail(f"{step}: status {elsewhere.returncode}\n{elsewhere.stdout.read().decode()}")
         elif verb == "size":
             rows, columns = map(int, rest.split())
             fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -5,7 +5,7 @@ use std::env;
 use std::path::PathBuf;
 use std::process::{Command, exit};
 
-const PROGRAMS: [&str; 5] = ["descriptors", "job", "mappings", "tasks", "threads"];
+const PROGRAMS: [&str; 6] = ["descriptors", "job", "mappings", "tasks", "threads", "undo"];
 
 fn main() {
     let sources =

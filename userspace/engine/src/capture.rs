@@ -155,7 +155,7 @@ pub(crate) fn capture(
         processes: &processes,
     };
     ipc::segments::capture(&mut table, &job, &mut refusals);
-    let semaphores = ipc::semaphores::capture(&job, &mut refusals);
+    let semaphores = ipc::semaphores::capture(&job, options.tracker, &mut refusals);
     let queues = ipc::messages::capture(&job, &mut refusals);
     for (space, file, size) in std::mem::take(&mut table.objects) {
         let areas = memory::Object::new(file.as_fd()).data(size)?;
@@ -174,6 +174,7 @@ pub(crate) fn capture(
         semaphores,
         queues,
         namespaces: visit.found(),
+        filters: table.filters,
         root: ids.inner.get(&root).copied().unwrap_or(root),
         command: String::from_utf8_lossy(&command)
             .split_terminator('\0')

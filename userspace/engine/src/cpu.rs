@@ -76,6 +76,21 @@ pub(crate) fn missing(job: &Host, host: &Host) -> Vec<String> {
     missing
 }
 
+/// Protection keys: their component of the xsave area, and what is in it unless a program has asked for one (arch/x86/mm/pkeys.c,
+/// init_pkru_value).
+const PKRU: u32 = 9;
+const PKRU_UNUSED: u32 = 0x5555_5554;
+
+/// Whether a thread has protection keys (pkeys(7)).
+pub(crate) fn has_protection_keys(xstate: &[u8]) -> bool {
+    sys::xcr0() >> PKRU & 1 == 1 && pkru_is_used(xstate, sys::xsave_offset(PKRU))
+}
+
+fn pkru_is_used(xstate: &[u8], offset: usize) -> bool {
+    let bytes = xstate.get(offset..).and_then(<[u8]>::first_chunk);
+    bytes.is_some_and(|bytes| u32::from_ne_bytes(*bytes) != PKRU_UNUSED)
+}
+
 /// Reads a stopped thread's registers. Inside a restartable sequence the thread goes on at its abort handler, also in the running job: the
 /// system calls we are about to make in it end the sequence as a preemption would (kernel/rseq.c, rseq_ip_fixup).
 pub(crate) fn state(task: &Stopped) -> std::io::Result<(State, Option<Rseq>)> {
@@ -156,5 +171,14 @@ mod tests {
             ["avx512f", "xsave state components 0xe0"]
         );
         assert!(missing(&job, &job).is_empty());
+    }
+
+    #[test]
+    fn protection_keys() {
+        let mut xstate = vec![0; 2700];
+        xstate[2688..2692].copy_from_slice(&PKRU_UNUSED.to_ne_bytes());
+        assert!(!pkru_is_used(&xstate, 2688));
+        xstate[2688] |= 0x20;
+        assert!(pkru_is_used(&xstate, 2688) && !pkru_is_used(&xstate, 4096));
     }
 }

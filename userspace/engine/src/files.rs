@@ -27,6 +27,7 @@ pub(crate) mod outer;
 pub(crate) mod path;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
+pub(crate) mod posix_queue;
 pub(crate) mod proc;
 pub(crate) mod pty;
 pub(crate) mod regular;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
+use remote::confinement::Dispatch;
 use remote::live::{self, Lent, State};
 use remote::stub::{self, Slot};
 use remote::{Outcome, Program, RunError, Running, Stop, Stopped, Waited, sys, task};
@@ -37,6 +38,8 @@ pub(crate) struct Process {
     pub(crate) lent: Option<Lent>,
     /// Where programs run in the leader while the stub is lent.
     pub(crate) slot: Option<Slot>,
+    /// How its threads are traced: `PTRACE_O_*`.
+    pub(crate) options: i32,
 }
 
 /// One frozen thread.
@@ -49,6 +52,8 @@ pub(crate) struct Thread {
     pub(crate) asleep_since: Option<u64>,
     /// Signals it received meanwhile and has not seen yet.
     pub(crate) held: Vec<i32>,
+    /// Where its system calls go while none of ours is to go there.
+    pub(crate) dispatch: Option<Dispatch>,
 }
 
 impl Thread {
@@ -139,6 +144,7 @@ impl Frozen {
             state: None,
             asleep_since: None,
             held: Vec::new(),
+            dispatch: None,
         };
         let process = Process {
             pid,
@@ -146,6 +152,7 @@ impl Frozen {
             stopped_by: None,
             lent: None,
             slot: None,
+            options: libc::PTRACE_O_TRACESYSGOOD,
         };
         Ok(Self {
             processes: BTreeMap::from([(pid, process)]),
@@ -171,6 +178,7 @@ impl Frozen {
                 stopped_by: None,
                 lent: None,
                 slot: None,
+                options: task::FOLLOW,
             });
             if known
                 && process.threads.is_empty()
@@ -199,6 +207,7 @@ impl Frozen {
                             state: None,
                             asleep_since,
                             held: Vec::new(),
+                            dispatch: None,
                         },
                     );
                     moving.push(running);
@@ -434,11 +443,16 @@ impl Process {
                 let _ = task.set_registers(&state.registers);
             }
         }
-        let Some(lent) = self.lent.take() else { return };
-        if let Some(leader) = self.threads.get_mut(&self.pid)
+        if let Some(lent) = self.lent.take()
+            && let Some(leader) = self.threads.get_mut(&self.pid)
             && let Some(task) = leader.task.take()
         {
             leader.task = lent.remove(task).ok();
+        }
+        for thread in self.threads.values() {
+            if let (Some(task), Some(dispatch)) = (&thread.task, &thread.dispatch) {
+                let _ = task.set_dispatch(dispatch);
+            }
         }
     }
 }

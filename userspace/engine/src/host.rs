@@ -4,6 +4,7 @@ use images::proto::{self, Credentials, Rlimit, Scheduling};
 
 use crate::Refusal;
 use crate::areas;
+use crate::files::posix_queue;
 use crate::plan::rights;
 use crate::procfs::{self, Status};
 use crate::{clock, cpu, identity, ipc, limits, namespaces, scheduling};
@@ -18,6 +19,8 @@ pub(crate) struct Host {
     pub(crate) limits: Vec<Rlimit>,
     pub(crate) scheduling: Scheduling,
     pub(crate) oom_score_adj: i32,
+    /// Whether our own system calls are filtered.
+    pub(crate) filtered: bool,
     /// Which of our standard descriptors is a terminal.
     pub(crate) terminal: Option<u32>,
     /// Lengths of the pieces of [vvar] and [vdso], in order of address, and whether each is the vdso.
@@ -29,6 +32,8 @@ pub(crate) struct Host {
     pub(crate) send_buffer: i32,
     /// Indices of the pseudo terminals there are.
     pub(crate) terminals: Vec<u32>,
+    /// POSIX message queues that have names of the job's.
+    pub(crate) queues: Vec<posix_queue::Present>,
     /// System V objects that are where the job had its own.
     pub(crate) ipc: ipc::Host,
     /// Namespaces that the job is to have besides those of its pids and mounts.
@@ -37,6 +42,7 @@ pub(crate) struct Host {
     pub(crate) clock: Option<clock::Offsets>,
 }
 
+const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 
 impl Host {
@@ -56,6 +62,7 @@ impl Host {
         let record = record(&own);
         Self {
             credentials: identity::credentials(&status, sys::securebits()),
+            filtered: status.number("Seccomp") != 0,
             limits: limits::parse(&text("/proc/self/limits")),
             scheduling: scheduling::capture(std::process::id()).unwrap_or_default(),
             oom_score_adj: text("/proc/self/oom_score_adj").trim().parse().unwrap_or(0),
@@ -67,6 +74,7 @@ impl Host {
             pid_max: number("/proc/sys/kernel/pid_max"),
             send_buffer: number("/proc/sys/net/core/wmem_default") as i32,
             terminals: procfs::numbered("/dev/pts"),
+            queues: posix_queue::present(snapshot),
             ipc: ipc::Host::probe(snapshot),
             clock: snapshot
                 .host
@@ -91,6 +99,11 @@ impl Host {
     /// The job is in the user namespace that we are in.
     pub(crate) fn in_users_of_ours(&self) -> bool {
         self.own.as_ref().is_none_or(|own| own.user.is_none())
+    }
+
+    /// Whether we may suspend filters of system calls while a process is built.
+    pub(crate) fn may_confine(&self) -> bool {
+        self.credentials.effective >> CAP_SYS_ADMIN & 1 == 1 && !self.filtered
     }
 
     pub(crate) fn may_raise_limits(&self) -> bool {

@@ -16,6 +16,7 @@ mod list;
 pub(crate) mod messages;
 pub(crate) mod segments;
 pub(crate) mod semaphores;
+pub(crate) mod undo;
 
 use host::wanted;
 pub(crate) use host::{Host, check};
@@ -70,6 +71,7 @@ pub(crate) fn rebuild(stages: &mut Stages<'_>, snapshot: &Snapshot, known: (&Hos
             first
         }
     };
+    undo::rebuild(stages, snapshot);
     stages.stage("fill semaphores and queues", |shell, process| {
         for set in &snapshot.semaphores {
             semaphores::sign(shell, process, set);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use images::proto::mapping::Kind;
-use images::proto::{AddressSpace, Mapping, MmLayout, PageRun};
+use images::proto::{AddressSpace, Attribute, Mapping, MmLayout, PageRun};
 use remote::{Arg, Expect, Program};
 
 use crate::areas::{Area, has};
@@ -11,12 +11,14 @@ use crate::files::Table;
 use crate::freeze::failed;
 use crate::ipc::segments;
 use crate::procfs::{self, Stat};
-use crate::{CheckpointError, Refusal};
+use crate::{CheckpointError, Refusal, attributes, probes};
 
 /// A captured address space and where its pages are to be read from.
 pub(crate) struct Captured {
     pub(crate) space: AddressSpace,
     pub(crate) areas: Vec<(Range<u64>, memory::Kind)>,
+    /// Whether it locks what it maps, as our own mapping tells where there is one.
+    pub(crate) locked: Option<Attribute>,
 }
 
 /// Judges the mappings of a stopped process; `ours` is left out. `space` will name its pages. Of a `watched` process the
@@ -35,9 +37,15 @@ pub(crate) fn capture(
             ..Default::default()
         },
         areas: Vec::new(),
+        locked: None,
     };
+    let mut pagemap = None;
+    let own = areas
+        .iter()
+        .find(|area| (area.start..area.end).contains(&ours.start));
+    captured.locked = own.and_then(attributes::locked);
     for area in areas.into_iter().flat_map(|area| without(area, ours)) {
-        if area.path == "[vsyscall]" {
+        if area.path == "[vsyscall]" || probes::is_area(&area) {
             continue;
         }
         let mut area = area;
@@ -52,7 +60,6 @@ pub(crate) fn capture(
             }
         };
         mapping.vm_flags = std::mem::take(&mut area.flags);
-        let range = area.start..area.end;
         let kind = match mapping.kind() {
             _ if mapping.huge_page_size != 0 && mapping.kind() == Kind::Anonymous => {
                 Some(memory::Kind::Huge)
@@ -62,7 +69,10 @@ pub(crate) fn capture(
             _ => None,
         };
         if let Some(kind) = kind {
-            captured.areas.push((range, kind));
+            let parts = probes::without(pid, &area, &mapping, &mut pagemap)?;
+            captured
+                .areas
+                .extend(parts.into_iter().map(|part| (part, kind)));
         }
         captured.space.mappings.push(mapping);
     }
@@ -183,6 +193,9 @@ fn classify(
         return Ok(Err(refusal));
     }
     let path = area.path.as_str();
+    if let Some((why, advice)) = not_memory(path) {
+        return Ok(Err(area.refusal(pid, why, advice)));
+    }
     if path == "[vdso]" {
         mapping.set_kind(Kind::Vdso);
     } else if path.starts_with("[vvar") {
@@ -224,6 +237,21 @@ fn classify(
         });
     }
     Ok(Ok(mapping))
+}
+
+/// Mappings that are files to the kernel alone.
+fn not_memory(path: &str) -> Option<(&'static str, &'static str)> {
+    match path {
+        "anon_inode:[io_uring]" => Some((
+            "it is the ring of an io_uring, which is not supported",
+            "start the program without (node, libuv: UV_USE_IO_URING=0; PostgreSQL: io_method=worker)",
+        )),
+        "/secretmem (deleted)" => Some((
+            "it is secret memory (memfd_secret(2)), which nobody but the process can read",
+            "let the program give it back before the checkpoint",
+        )),
+        _ => None,
+    }
 }
 
 /// The PR_SET_MM_MAP fields, from /proc/PID/stat; `brk` is the process's own answer.

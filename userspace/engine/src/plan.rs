@@ -31,7 +31,9 @@ use check::{alive, check, refusal};
 pub(crate) use memory::Content;
 use memory::{executed_object, finish_memory, map_memory};
 pub(crate) use stages::Stages;
-use state::{process_state, signals_and_timers, thread_states, threads_and_zombies};
+use state::{
+    process_state, signals_and_timers, suspended_filters, thread_states, threads_and_zombies,
+};
 pub(crate) use step::Step;
 
 /// What to do, in order. Made without touching anything.
@@ -225,8 +227,9 @@ pub(crate) fn make(
     });
     stages.extend(threads_and_zombies(snapshot));
     stages.stage("set the state of the process", |shell, process| {
-        process_state(shell, process, host);
+        process_state(shell, process, snapshot, host);
     });
+    stages.extend(suspended_filters(snapshot));
     stages.extend(thread_states(snapshot, host));
     stages.extend(cut.into_iter().map(|regular| Step::CutBack { regular }));
     stages.stage("take locks and watch files", |shell, process| {

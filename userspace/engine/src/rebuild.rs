@@ -130,6 +130,7 @@ impl Builder<'_> {
                     tid, what, program, ..
                 } => self.run(*tid, what, program)?,
                 Step::Thread { pid, tid } => self.thread(*pid, *tid)?,
+                Step::Suspend { pid } => self.suspend_filters(*pid)?,
                 Step::Fill => {
                     options.progress.phase("pages");
                     if let Some(serve) = options.lazy.filter(|_| self.plan.host.in_users_of_ours())

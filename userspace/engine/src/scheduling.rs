@@ -2,8 +2,10 @@
 
 use std::io;
 
-use images::proto::Scheduling;
+use images::proto::{Process, Scheduling};
 use remote::{Program, sys};
+
+use crate::files::Shell;
 
 pub(crate) fn capture(tid: u32) -> io::Result<Scheduling> {
     let attr = sys::scheduling(tid as i32)?;
@@ -81,6 +83,30 @@ pub(crate) fn set(program: &mut Program, wanted: &Scheduling, ours: &Scheduling,
         let args = [1.into(), 0.into(), wanted.io_priority.into()];
         program.must(libc::SYS_ioprio_set, &args, "set the I/O priority");
     }
+}
+
+/// The nice value of the scheduling group that the session of a process is, if it has one (sched(7)).
+pub(crate) fn autogroup(pid: u32) -> i32 {
+    // "/autogroup-12 nice 5" (kernel/sched/autogroup.c)
+    let text = std::fs::read_to_string(format!("/proc/{pid}/autogroup")).unwrap_or_default();
+    let nice = text.trim().rsplit_once("nice ").map(|(_, nice)| nice);
+    nice.and_then(|nice| nice.parse().ok()).unwrap_or(0)
+}
+
+/// Gives the session of `process` its nice value, where it is the first of `processes` that can.
+pub(crate) fn set_autogroup(shell: &mut Shell, process: &Process, processes: &[Process]) {
+    let same = |other: &&Process| other.sid == process.sid && other.memory.is_some();
+    let first = processes.iter().find(same);
+    if process.autogroup == 0 || process.sid == 0 || first.is_none_or(|it| it.pid != process.pid) {
+        return;
+    }
+    let fd = shell.open_path("/proc/self/autogroup", libc::O_WRONLY as u32);
+    let text = process.autogroup.to_string();
+    let blob = shell.program.bytes(text.as_bytes());
+    let args = [fd.into(), blob.into(), text.len().into()];
+    let label = format!("give its session the nice value {text}");
+    shell.program.must(libc::SYS_write, &args, label);
+    shell.close(fd);
 }
 
 #[cfg(test)]

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
-use images::proto::{Credentials, IntervalTimer, Place, PosixTimer, SigAltStack, SignalAction};
+use images::proto::{
+    Attribute, Credentials, IntervalTimer, Place, PosixTimer, SigAltStack, SignalAction,
+};
 use tracker::{Tracker, Wait};
 
 use crate::capture::place;
 use crate::freeze;
 use crate::procfs::Status;
-use crate::{CheckpointError, signals};
+use crate::{CheckpointError, attributes, signals};
 
 /// What a thread says of itself.
 pub(crate) struct Told {
@@ -23,6 +25,9 @@ pub(crate) struct Told {
     pub(crate) timer_slack: u64,
     pub(crate) credentials: Credentials,
     pub(crate) place: Option<Place>,
+    /// Mode of seccomp(2).
+    pub(crate) seccomp: u32,
+    pub(crate) attributes: Vec<Attribute>,
     /// Of the leader.
     pub(crate) process: Option<ToldOfProcess>,
 }
@@ -36,6 +41,7 @@ pub(crate) struct ToldOfProcess {
     pub(crate) child_subreaper: bool,
     pub(crate) dumpable: u32,
     pub(crate) thp_disabled: bool,
+    pub(crate) attributes: Vec<Attribute>,
 }
 
 /// What there is to tell of a stopped process's threads; nothing where they have to be asked.
@@ -86,14 +92,12 @@ fn one(
     thread: tracker::Thread,
 ) -> Result<Option<Told>, CheckpointError> {
     // Timers go on; only who has them knows how much time they have left.
-    let timers = thread
-        .process
-        .as_ref()
-        .is_some_and(|process| process.timers);
+    let asked = |process: &tracker::Process| process.timers || process.special;
+    let asked = thread.special || thread.process.as_ref().is_some_and(asked);
     let leads = thread.tid == pid;
     let Some(groups) = thread
         .groups
-        .filter(|_| !timers && thread.process.is_some() == leads)
+        .filter(|_| !asked && thread.process.is_some() == leads)
     else {
         return Ok(None);
     };
@@ -134,6 +138,8 @@ fn one(
         } else {
             Some(place(pid, thread.tid, thread.umask)?)
         },
+        seccomp: thread.seccomp,
+        attributes: Vec::new(),
         process: thread.process.map(|process| of_process(process, status)),
     }))
 }
@@ -160,5 +166,6 @@ fn of_process(process: tracker::Process, status: &Status) -> ToldOfProcess {
         // A kernel without huge pages says so of every process.
         thp_disabled: status.text("THP_enabled") == "0"
             && std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists(),
+        attributes: Vec::from_iter(attributes::barriers(process.barriers)),
     }
 }

@@ -1,7 +1,8 @@
-//! System V objects, looked at without changing them (sysvipc(7)).
+//! System V objects and POSIX message queues, looked at without changing them (sysvipc(7)).
 
 use std::io;
 use std::mem::zeroed;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// What kinds there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,47 @@ fn check(result: i32) -> io::Result<i32> {
     } else {
         Ok(result)
     }
+}
+
+/// A POSIX message queue (mq_getattr(3)).
+#[derive(Debug, Clone, Copy)]
+pub struct QueueAttributes {
+    /// Messages it holds at most.
+    pub capacity: u64,
+    /// Bytes of a message, at most.
+    pub size: u64,
+    /// Messages that wait.
+    pub waiting: usize,
+}
+
+/// What a POSIX message queue is like.
+///
+/// # Errors
+/// EBADF: not one.
+pub fn queue_attributes(queue: &impl AsRawFd) -> io::Result<QueueAttributes> {
+    // SAFETY: mq_attr is plain data.
+    let mut found: libc::mq_attr = unsafe { zeroed() };
+    // SAFETY: the structure is a live one for the kernel to fill.
+    check(unsafe { libc::mq_getattr(queue.as_raw_fd(), &raw mut found) })?;
+    Ok(QueueAttributes {
+        capacity: found.mq_maxmsg as u64,
+        size: found.mq_msgsize as u64,
+        waiting: found.mq_curmsgs as usize,
+    })
+}
+
+/// Opens a POSIX message queue to look at it, by its name without the slash.
+///
+/// # Errors
+/// As mq_open(2).
+pub fn open_queue(name: &str) -> io::Result<OwnedFd> {
+    let name = std::ffi::CString::new(name)?;
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: the name ends in a zero.
+    let fd = unsafe { libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, 0, 0) };
+    let fd = check(fd as i32)?;
+    // SAFETY: a new descriptor that we own.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The values of the `count` semaphores of a set.

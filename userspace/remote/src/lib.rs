@@ -11,6 +11,7 @@
 //!
 //! Addresses here belong to the other task's address space: they are plain `u64` and never dereferenced.
 
+pub mod confinement;
 pub mod ipc;
 pub mod live;
 pub mod program;

@@ -297,6 +297,11 @@ pub fn xcr0() -> u64 {
     unsafe { core_xgetbv() }
 }
 
+/// Where a state component lies in the xsave area (Intel SDM vol. 1, 13.4.3).
+pub fn xsave_offset(component: u32) -> usize {
+    std::arch::x86_64::__cpuid_count(0xd, component).ebx as usize
+}
+
 #[target_feature(enable = "xsave")]
 unsafe fn core_xgetbv() -> u64 {
     // SAFETY: the caller has checked OSXSAVE.

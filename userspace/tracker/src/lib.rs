@@ -18,6 +18,7 @@ mod samples;
 mod sys;
 mod tasks;
 mod threads;
+mod undo;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -28,6 +29,7 @@ pub use mappings::{Mapping, Place};
 pub use picture::{Change, Hooks, Member, PROCESSES, Picture};
 pub use tasks::Task;
 pub use threads::{Action, MapGeneration, Process, Thread, Wait};
+pub use undo::{SEMAPHORES, Undo};
 
 use flags::Flags;
 use iterator::TaskIterator;
@@ -47,6 +49,8 @@ pub struct Tracker {
     picture: OnceLock<Picture>,
     /// Functions of the kernel's.
     restarts: OnceLock<Vec<(u64, &'static str)>>,
+    /// Loaded for the first job that has semaphores.
+    undo: OnceLock<Option<TaskIterator>>,
 }
 
 impl Tracker {
@@ -77,6 +81,7 @@ impl Tracker {
             first_namespace: in_first_namespace(),
             picture: OnceLock::new(),
             restarts: OnceLock::new(),
+            undo: OnceLock::new(),
         };
         tracker.learn_from_ourselves()?;
         let own = tracker.threads(std::process::id())?;
@@ -141,6 +146,24 @@ impl Tracker {
     /// Whether [`Thread::wait`] tells of every wait when it ends.
     pub fn tells_waits(&self) -> bool {
         self.waits
+    }
+
+    /// What will be undone on System V semaphores when the threads of a process have ended. They should not run meanwhile.
+    ///
+    /// # Errors
+    /// [`Error`]: the program cannot be loaded, made or read.
+    pub fn undo(&self, pid: u32) -> Result<Vec<Undo>, Error> {
+        let load = || {
+            let description = object::describe_kernel()?;
+            let kernel = object::Kernel::new(&description, &[object::UNDO])?;
+            kernel.fit(object::UNDO)?.iterator("undo", "task")
+        };
+        let warn = |error: &Error| tracing::warn!("{error}");
+        let loaded = self.undo.get_or_init(|| load().inspect_err(warn).ok());
+        let iterator = loaded.as_ref().ok_or_else(|| Error::Lacks {
+            what: "way to read what is undone on semaphores".to_owned(),
+        })?;
+        undo::parse(&iterator.read(pid)?)
     }
 
     /// What the kernel calls a function of its own; of those that continue waits.

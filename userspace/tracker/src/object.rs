@@ -39,6 +39,8 @@ pub(crate) const MAPPINGS: Compiled = compiled!("mappings");
 pub(crate) const TASKS: Compiled = compiled!("tasks");
 /// An iterator over threads.
 pub(crate) const THREADS: Compiled = compiled!("threads");
+/// An iterator over what is undone on semaphores.
+pub(crate) const UNDO: Compiled = compiled!("undo");
 
 /// A compiled file of `ebpf/`.
 #[derive(Debug, Clone, Copy)]

@@ -42,6 +42,10 @@ pub struct Thread {
     pub shares_fs: bool,
     /// Its name, any bytes.
     pub name: Vec<u8>,
+    /// Whether it may have what only itself can be asked about.
+    pub special: bool,
+    /// Its mode of seccomp(2).
+    pub seccomp: u32,
     /// What its process has as a whole, of a leader that runs.
     pub process: Option<Process>,
 }
@@ -76,6 +80,10 @@ pub struct Process {
     pub map_generation: Option<MapGeneration>,
     /// Whether [`Wait::poll_end`] of its threads can be told on this kernel.
     pub tells_poll: bool,
+    /// Whether it may have what only itself can be asked about.
+    pub special: bool,
+    /// What it has registered for: `MEMBARRIER_CMD_REGISTER_*` of membarrier(2), or'ed.
+    pub barriers: u32,
     /// Of each signal for which it is not the default.
     pub actions: Vec<Action>,
 }
@@ -139,6 +147,7 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
     let (shares_fs, group_count) = (reader.u32()? != 0, reader.u32()?);
     let name = reader.bytes(NAME_SIZE)?;
     let (leads, sleep_clock) = (reader.u32()? != 0, reader.u32()?);
+    let (special, seccomp) = (reader.u32()? != 0, reader.u32()?);
     let listed: Option<Vec<u32>> = (0..group_count.min(GROUPS_MAX))
         .map(|_| reader.u32())
         .collect();
@@ -172,6 +181,8 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
             .next()
             .unwrap_or_default()
             .to_vec(),
+        special,
+        seccomp,
         process,
     })
 }
@@ -182,6 +193,7 @@ fn process(reader: &mut Reader<'_>) -> Option<Process> {
     let (subreaper, timers) = (reader.u32()? != 0, reader.u32()? != 0);
     let (born, changes) = (reader.u64()?, reader.u64()?);
     let (tells_poll, _padding) = (reader.u32()? != 0, reader.u32()?);
+    let (special, barriers) = (reader.u32()? != 0, reader.u32()?);
     let mut actions = Vec::new();
     for signal in 1..=SIGNALS {
         let (handler, flags) = (reader.u64()?, reader.u64()?);
@@ -203,6 +215,20 @@ fn process(reader: &mut Reader<'_>) -> Option<Process> {
         timers,
         map_generation: (changes != 0).then_some(MapGeneration { born, changes }),
         tells_poll,
+        special,
+        barriers: registrations(barriers),
         actions,
     })
+}
+
+/// Two bits of `mm->membarrier_state` for each registration: that it is made, and that it is in force.
+fn registrations(state: u32) -> u32 {
+    let commands = [
+        (3, 1 << 4),
+        (3 << 2, 1 << 2),
+        (3 << 4, 1 << 6),
+        (3 << 6, 1 << 8),
+    ];
+    let made = commands.iter().filter(|(bits, _)| state & bits != 0);
+    made.fold(0, |all, (_, command)| all | command)
 }

@@ -66,6 +66,7 @@ pub(super) fn told(
             child_subreaper: first_word(outcome.output(asked.subreaper)) as u32 != 0,
             dumpable: outcome.results[asked.dumpable].max(0) as u32,
             thp_disabled: outcome.results[asked.thp_disabled] == 1,
+            attributes: asked.attributes.answers(outcome),
         }
     };
     Ok(Told {
@@ -81,6 +82,8 @@ pub(super) fn told(
             outcome.results[questions.securebits].max(0) as u32,
         ),
         place: own_place(pid, tid, &own_status)?,
+        seccomp: own_status.number("Seccomp"),
+        attributes: questions.attributes.answers(outcome),
         process: questions.process.map(of_process),
     })
 }

@@ -10,7 +10,7 @@ use super::answers::{Answer, told};
 use super::questions::ask;
 use crate::freeze::{self, Frozen, failed};
 use crate::procfs::Status;
-use crate::{CheckpointError, Refusal, cpu, procfs};
+use crate::{CheckpointError, Refusal, cpu, dispatch, procfs};
 
 /// The stub's place for one thread, and what the thread goes back to.
 pub(crate) struct Lending {
@@ -42,6 +42,7 @@ pub(crate) fn lend(
             source: std::io::Error::other("it may still be busy with a ckptd that was killed"),
         });
     }
+    dispatch::lift(process, status)?;
     let mut states = Vec::new();
     for (&tid, thread) in &mut process.threads {
         let task = thread.task.take().ok_or(CheckpointError::Gone { pid })?;

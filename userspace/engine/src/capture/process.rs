@@ -8,12 +8,15 @@ use tracker::Tracker;
 use super::answers::{Answer, with_states};
 use super::gather::Living;
 use super::lending::interview;
-use crate::files::{Table, directory};
+use crate::files::{Table, Why, directory};
 use crate::freeze::{self, failed};
 use crate::pages::Source;
 use crate::procfs::{Stat, Status};
 use crate::told;
-use crate::{CheckpointError, Refusal, areas, cgroup, maps, procfs, scheduling, timers, waits};
+use crate::{
+    CheckpointError, Refusal, areas, attributes, cgroup, cpu, dispatch, maps, procfs, scheduling,
+    seccomp, timers, waits,
+};
 
 /// Captures one process that is not a zombie.
 pub(super) fn one(
@@ -66,6 +69,16 @@ pub(super) fn one(
             .task()?
             .pending_signals(false)
             .map_err(failed(format!("reading pending signals of thread {tid}")))?;
+        if cpu::has_protection_keys(&state.xstate) {
+            let why = "it uses protection keys (pkey_alloc(2)), which are not supported".to_owned();
+            let advice = "start the program without what uses them".to_owned();
+            refusals.push(refusal(pid, "its protection keys", (why, advice)));
+        }
+        let filters = seccomp::capture(thread.task()?, told.seccomp, &mut table.filters);
+        let (filters, strict) = filters.unwrap_or_else(|why| {
+            refusals.push(refusal(pid, "its seccomp filter", why));
+            Default::default()
+        });
         let record_thread = Thread {
             tid: told.inner,
             name: told.name,
@@ -90,6 +103,10 @@ pub(super) fn one(
             timer_slack: told.timer_slack,
             place: told.place,
             personality: told.personality,
+            filters,
+            strict,
+            dispatch: dispatch::capture(thread),
+            attributes: told.attributes,
         };
         if let Some(told) = told.process {
             record.actions = told.actions;
@@ -98,6 +115,8 @@ pub(super) fn one(
             record.child_subreaper = told.child_subreaper;
             record.dumpable = told.dumpable;
             record.thp_disabled = told.thp_disabled;
+            refusals.extend(attributes::check(pid, &told.attributes));
+            record.attributes = told.attributes;
             let pending = thread
                 .task()?
                 .pending_signals(true)
@@ -105,13 +124,8 @@ pub(super) fn one(
             record.pending = pending.iter().map(|info| info.to_vec()).collect();
             let exe = match table.exe(pid)? {
                 Ok(exe) => exe,
-                Err((why, advice)) => {
-                    refusals.push(Refusal {
-                        pid,
-                        what: "its executable".to_owned(),
-                        why,
-                        advice,
-                    });
+                Err(why) => {
+                    refusals.push(refusal(pid, "its executable", why));
                     0
                 }
             };
@@ -123,6 +137,7 @@ pub(super) fn one(
             if !watched {
                 maps::guards(pid, &mut memory.space.mappings, maps::EVERYWHERE)?;
             }
+            record.attributes.extend(memory.locked.take());
             memory.space.layout = Some(maps::layout(pid, stat, told.brk, exe)?);
             sources.push(Source::Process {
                 space,
@@ -156,8 +171,18 @@ pub(super) fn one(
     record.cgroups = cgroup::capture(pid, starter);
     record.umask = status.octal("Umask");
     record.limits = gathered.limits;
+    record.autogroup = scheduling::autogroup(pid);
     record.oom_score_adj = gathered.oom_score_adj;
     Ok(())
+}
+
+fn refusal(pid: u32, what: &str, (why, advice): Why) -> Refusal {
+    Refusal {
+        pid,
+        what: what.to_owned(),
+        why,
+        advice,
+    }
 }
 
 /// Where a thread works that does not share this with its leader.

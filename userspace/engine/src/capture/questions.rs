@@ -4,7 +4,7 @@ use images::proto::{self};
 use remote::{Blob, Program};
 
 use super::lending::keep_altstack;
-use crate::{identity, signals, timers};
+use crate::{attributes, identity, signals, timers};
 
 /// Questions put to one thread, and for the leader to its process.
 pub(super) struct Questions {
@@ -14,6 +14,7 @@ pub(super) struct Questions {
     pub(super) tid_address: Blob,
     pub(super) death_signal: Blob,
     pub(super) timer_slack: usize,
+    pub(super) attributes: attributes::Questions,
     pub(super) process: Option<ProcessQuestions>,
 }
 
@@ -24,6 +25,7 @@ pub(super) struct ProcessQuestions {
     pub(super) subreaper: Blob,
     pub(super) dumpable: usize,
     pub(super) thp_disabled: usize,
+    pub(super) attributes: attributes::Questions,
 }
 
 pub(super) const PR_GET_PDEATHSIG: u64 = 2;
@@ -87,7 +89,9 @@ pub(super) fn ask(frame: u64, timers: Option<Vec<proto::PosixTimer>>) -> Questio
         },
         dumpable: prctl(&mut program, PR_GET_DUMPABLE, None, "read dumpable"),
         thp_disabled: prctl(&mut program, PR_GET_THP_DISABLE, None, "read thp_disable"),
+        attributes: attributes::ask(&mut program, true),
     });
+    let attributes = attributes::ask(&mut program, false);
     Questions {
         program,
         altstack,
@@ -95,6 +99,7 @@ pub(super) fn ask(frame: u64, timers: Option<Vec<proto::PosixTimer>>) -> Questio
         tid_address,
         death_signal,
         timer_slack,
+        attributes,
         process,
     }
 }

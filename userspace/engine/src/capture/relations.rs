@@ -69,12 +69,13 @@ pub(crate) fn check(
             }
             continue;
         }
-        if status.number("Seccomp") != 0 {
+        // arch/x86/kernel/cpu/proc.c
+        if status.text("x86_Thread_features").contains("shstk") {
             refuse(
                 *pid,
-                "its seccomp filter",
-                "seccomp filters are not supported yet",
-                "start the program without a sandbox",
+                "its shadow stack",
+                "shadow stacks are not supported",
+                "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
             );
         }
         if *pid != root

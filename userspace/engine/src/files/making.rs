@@ -9,8 +9,8 @@ use images::proto::{OpenFile, Process, SharedMemory};
 use super::F_SETSIG;
 use super::shell::Shell;
 use super::{
-    datagram, device, epoll, eventfd, inotify, object, outer, path, pidfd, pipe, pty, regular,
-    signalfd, timerfd,
+    datagram, device, epoll, eventfd, inotify, object, outer, path, pidfd, pipe, posix_queue, pty,
+    regular, signalfd, timerfd,
 };
 
 /// Flags that open(2) ignores afterwards or that we set by ourselves.
@@ -156,6 +156,12 @@ impl Making<'_> {
                     Some(fd) => fd,
                     None => continue,
                 },
+                Some(Kind::PosixQueue(queue)) => {
+                    match posix_queue::open(shell, self, queue, file) {
+                        Some(fd) => fd,
+                        None => continue,
+                    }
+                }
                 Some(Kind::Pty(end)) => match pty::open(shell, self, end, file) {
                     Some(fd) => fd,
                     None => continue,

@@ -22,7 +22,7 @@ pub(crate) fn capture(held: &Held) -> Kind {
         pipe: held.meta.ino(),
         path,
         capacity,
-        data: Vec::new(),
+        ..Default::default()
     })
 }
 
@@ -32,6 +32,11 @@ fn reads(flags: u32) -> bool {
 
 fn writes(flags: u32) -> bool {
     flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+}
+
+/// Packet mode is the writing end's (pipe(2)).
+fn makes_packets(flags: u32) -> bool {
+    writes(flags) && flags & libc::O_DIRECT as u32 != 0
 }
 
 /// Finds out which pipes lead out of the job, and reads the others without taking anything out.
@@ -85,15 +90,13 @@ pub(crate) fn finish(
         let Some((reader_id, reader)) = reader else {
             continue;
         };
-        if reader.flags & libc::O_DIRECT as u32 != 0 {
-            let why = "pipes in packet mode are not supported yet".to_owned();
-            refuse(held, (why, "checkpoint when it is closed".to_owned()));
-            continue;
-        }
         match peek(&reader.file) {
-            Ok(data) => {
+            Ok((data, packets)) => {
                 if let Some(Kind::Pipe(end)) = &mut files[*reader_id as usize - 1].kind {
                     end.data = data;
+                    // One read gives all of a stream.
+                    let stream = packets.len() < 2 && !same().any(|(_, h)| makes_packets(h.flags));
+                    end.packets = if stream { Vec::new() } else { packets };
                 }
             }
             Err(error) => refuse(
@@ -119,27 +122,43 @@ fn other_end_is_alive(held: &Held) -> bool {
         .is_some_and(|events| events.intersects(gone))
 }
 
-/// The bytes in a pipe, by duplicating them into one of our own.
-fn peek(pipe: &OwnedFd) -> std::io::Result<Vec<u8>> {
+/// The bytes in a pipe and how many a read at a time gives, by duplicating them into one of our own: packets stay packets there.
+fn peek(pipe: &OwnedFd) -> std::io::Result<(Vec<u8>, Vec<u32>)> {
     let waiting = sys::bytes_waiting(pipe)?;
+    let (mut data, mut packets) = (vec![0; waiting], Vec::new());
     if waiting == 0 {
-        return Ok(Vec::new());
+        return Ok((data, packets));
     }
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // As many buffers as the original has: each may hold less than a page.
     let capacity = sys::fcntl(pipe, libc::F_GETPIPE_SZ, 0)?;
     sys::fcntl(&write, libc::F_SETPIPE_SZ, capacity)?;
     let n = sys::tee(pipe, &write, waiting)?;
-    drop(write);
-    let mut data = Vec::with_capacity(n);
-    std::fs::File::from(read).read_to_end(&mut data)?;
-    if data.len() != waiting {
-        return Err(std::io::Error::other(format!(
-            "{} of {waiting} bytes",
-            data.len()
-        )));
+    if n != waiting {
+        return Err(std::io::Error::other(format!("{n} of {waiting} bytes")));
     }
-    Ok(data)
+    drop(write);
+    let (mut read, mut at) = (std::fs::File::from(read), 0);
+    while at < waiting {
+        let n = read.read(&mut data[at..])?;
+        packets.push(n as u32);
+        at += n;
+    }
+    Ok((data, packets))
+}
+
+/// What is to be written at a time: a packet, or of a stream a multiple of a page, which leaves as few buffers partly filled as there were.
+fn pieces(end: &PipeEnd) -> Vec<&[u8]> {
+    if end.packets.is_empty() {
+        return end.data.chunks(64 << 10).collect();
+    }
+    let mut rest = end.data.as_slice();
+    let mut next = |length: &u32| {
+        let (packet, behind) = rest.split_at((*length as usize).min(rest.len()));
+        rest = behind;
+        packet
+    };
+    end.packets.iter().map(&mut next).collect()
 }
 
 /// All ends of the same pipe, by id.
@@ -181,16 +200,22 @@ pub(crate) fn open(
         (both, second)
     };
     if end.capacity != 0 {
-        shell.program.try_call(
-            libc::SYS_fcntl,
-            &[write.into(), libc::F_SETPIPE_SZ.into(), end.capacity.into()],
-            "set the pipe's capacity",
+        let label = format!(
+            "give a pipe {} bytes (see /proc/sys/fs/pipe-max-size)",
+            end.capacity
         );
+        let capacity = u64::from(end.capacity);
+        shell.fcntl(write, libc::F_SETPIPE_SZ, capacity, &label);
     }
     for (_, end) in &all {
+        let mode = |shell: &mut Shell, flags: i32| {
+            if !end.packets.is_empty() {
+                shell.fcntl(write, libc::F_SETFL, flags as u64, "begin or end packets");
+            }
+        };
         if !end.data.is_empty() {
-            // A multiple of a page leaves as few buffers partly filled as there were.
-            for piece in end.data.chunks(64 << 10) {
+            mode(shell, libc::O_DIRECT);
+            for piece in pieces(end) {
                 let data = shell.program.bytes(piece);
                 let args = [write.into(), data.into(), piece.len().into()];
                 let label = format!("put {} bytes into the pipe", piece.len());
@@ -201,6 +226,7 @@ pub(crate) fn open(
                     label,
                 );
             }
+            mode(shell, 0);
         }
     }
     let mut used = [false; 2];

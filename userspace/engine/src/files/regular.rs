@@ -88,6 +88,11 @@ pub(crate) fn capture(held: &Held) -> Result<Kind, Why> {
 }
 
 pub(crate) fn directory(held: &Held) -> Result<Kind, Why> {
+    // Nothing else about a directory sends signals.
+    if super::owner(held).is_some_and(|owner| owner.pid != 0) {
+        let why = "somebody gets signals about changes in it (F_NOTIFY), which is not supported";
+        return Err((why.to_owned(), "use inotify(7)".to_owned()));
+    }
     let deleted = held.meta.nlink() == 0;
     if !deleted
         && !super::proc::is_of_process(&held.link)

@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
 use images::proto::open_file::Kind;
-use images::proto::{Descriptor, OpenFile, SharedMemory};
+use images::proto::{Descriptor, OpenFile, SeccompFilter, SharedMemory};
 use remote::sys;
 use tracker::{FileIdentity, Tracker};
 
 use super::{Held, Why, hold, hold_told, owner};
 use super::{
     bulk, datagram, device, epoll, eventfd, inet, inotify, lock, object, outer, path, pidfd, pipe,
-    proc, pty, regular, signalfd, timerfd, unix,
+    posix_queue, proc, pty, regular, signalfd, timerfd, unix,
 };
 use crate::ahead::Ahead;
 use crate::areas::Area;
@@ -46,6 +46,7 @@ pub(crate) struct Table {
     pub(crate) tcp: (TcpPolicy, bool),
     /// The packets of those are held off.
     pub(crate) held_off: Option<inet::filter::Filter>,
+    pub(crate) filters: Vec<SeccompFilter>,
     pub(crate) spaces: crate::track::SpaceNumbers,
     /// Processes of the job: their pids as we see them, and inside the job.
     pub(crate) members: HashMap<u32, u32>,
@@ -344,6 +345,7 @@ impl Table {
             return path::capture(held);
         }
         match held.meta.mode() & libc::S_IFMT {
+            libc::S_IFREG if posix_queue::is(held) => posix_queue::capture(held),
             libc::S_IFREG if held.meta.nlink() == 0 => object::capture(self, held),
             libc::S_IFREG if self.save_files && object::can_be_saved(held) => {
                 object::capture(self, held)
@@ -370,18 +372,10 @@ impl Table {
             libc::S_IFSOCK if datagram::is(&held.file) && self.outer.object(held).is_none() => {
                 datagram::capture(held)
             }
-            _ => self.outer.object(held).ok_or_else(|| {
-                let kind = held.link.strip_prefix("anon_inode:");
-                let what = kind
-                    .or_else(|| held.link.split(':').next())
-                    .unwrap_or_default();
-                let advice =
-                    "checkpoint when it is closed, or see `ckptd doctor` for what is supported";
-                (
-                    format!("files of this kind ({what}) are not supported yet"),
-                    advice.to_owned(),
-                )
-            }),
+            _ => self
+                .outer
+                .object(held)
+                .ok_or_else(|| unsupported(&held.link)),
         }
     }
 
@@ -404,7 +398,8 @@ impl Table {
         inet::finish(self, &mut refuse);
         let pending = std::mem::take(&mut self.pending);
         pipe::finish(&mut self.files, &pending, &self.outer, &mut refuse);
-        pty::finish(&mut self.files, &pending, run, &mut refuse)?;
+        pty::finish(&mut self.files, &pending, &mut *run, &mut refuse)?;
+        posix_queue::finish(&mut self.files, &pending, run, &mut refuse)?;
         epoll::finish(&mut self.files, &pending, processes, &mut refuse);
         proc::finish(&mut self.files, &pending, &self.members, &mut refuse);
         object::finish_capture(self, &pending);
@@ -412,4 +407,32 @@ impl Table {
         pidfd::finish(&self.files, &pending, &members, &mut refuse);
         Ok(())
     }
+}
+
+/// Says what a file is that nobody knows how to make again, and what the user can do.
+fn unsupported(link: &str) -> Why {
+    // "anon_inode:[perf_event]", "socket:[123]"
+    let (kind, name) = link.split_once(':').unwrap_or((link, ""));
+    let name = name.trim_matches(['[', ']']);
+    let (what, advice) = match (kind, name) {
+        ("anon_inode", "io_uring") => (
+            "an io_uring",
+            "start the program without (node, libuv: UV_USE_IO_URING=0; PostgreSQL: io_method=worker)",
+        ),
+        ("anon_inode", "userfaultfd") => {
+            ("a userfaultfd", "checkpoint when the program has closed it")
+        }
+        ("anon_inode", "perf_event") => (
+            "a performance counter (perf_event_open(2))",
+            "checkpoint when nothing is measured",
+        ),
+        ("anon_inode", "fanotify") => (
+            "a fanotify group",
+            "checkpoint when it is closed, or use inotify(7)",
+        ),
+        ("anon_inode", name) => (name, "checkpoint when it is closed"),
+        _ => (kind, "checkpoint when it is closed"),
+    };
+    let why = format!("this is {what}, which is not supported");
+    (why, advice.to_owned())
 }

@@ -3,17 +3,15 @@
 use images::proto::{Credentials, IpcObject, Process, Semaphore, SemaphoreSet};
 use remote::Expect;
 use remote::ipc::{self, Kind};
-use remote::sys::{self, Share};
+use tracker::Tracker;
 
-use super::{Host, Job, Line};
+use super::{Host, Job, Line, undo};
 use crate::Refusal;
 use crate::files::Shell;
 
 // include/uapi/linux/sem.h
 const SETVAL: u32 = 16;
 const SETALL: u32 = 17;
-/// A kernel thread, which never has anything to undo.
-const KTHREADD: i32 = 2;
 
 /// How many semaphores there are, and who has used them.
 pub(super) fn users(line: &Line) -> (u64, Vec<u32>) {
@@ -26,7 +24,11 @@ pub(super) fn users(line: &Line) -> (u64, Vec<u32>) {
 }
 
 /// The sets that are the job's.
-pub(crate) fn capture(job: &Job<'_>, refusals: &mut Vec<Refusal>) -> Vec<SemaphoreSet> {
+pub(crate) fn capture(
+    job: &Job<'_>,
+    tracker: Option<&Tracker>,
+    refusals: &mut Vec<Refusal>,
+) -> Vec<SemaphoreSet> {
     let mut sets = Vec::new();
     for line in super::list(Kind::Semaphores) {
         let object = line.object(Kind::Semaphores);
@@ -51,7 +53,7 @@ pub(crate) fn capture(job: &Job<'_>, refusals: &mut Vec<Refusal>) -> Vec<Semapho
         }
     }
     if !sets.is_empty() {
-        refusals.extend(job.members.keys().filter_map(|&pid| undo(pid)));
+        undo::capture(job, tracker, &mut sets, refusals);
     }
     sets
 }
@@ -70,18 +72,7 @@ fn read(job: &Job<'_>, line: &Line, object: IpcObject) -> std::io::Result<Semaph
         object: Some(object),
         semaphores,
         operated: line.number("otime") != 0,
-    })
-}
-
-/// What is undone when a process ends is known to the kernel alone; but that there may be something shows against a task that has nothing.
-fn undo(pid: u32) -> Option<Refusal> {
-    let same = sys::compare(pid as i32, KTHREADD, Share::SemaphoreUndo, 0, 0);
-    let none = same.is_ok_and(|order| order == std::cmp::Ordering::Equal);
-    (!none).then(|| Refusal {
-        pid,
-        what: "its adjustments to System V semaphores".to_owned(),
-        why: "it has threads, or has used SEM_UNDO, and what would be undone when it ends cannot be read".to_owned(),
-        advice: "use semaphores without SEM_UNDO and threads, or POSIX ones (sem_open)".to_owned(),
+        undo: Vec::new(),
     })
 }
 
@@ -118,9 +109,9 @@ pub(crate) fn make(
         let args = [id.into(), nothing.into(), 1.into()];
         program.must(libc::SYS_semop, &args, "be used once");
     }
-    let values = set.semaphores.iter();
+    let values = undo::before(set).into_iter();
     let values: Vec<u8> = values
-        .flat_map(|s| (s.value as u16).to_ne_bytes())
+        .flat_map(|value| (value as u16).to_ne_bytes())
         .collect();
     let values = program.bytes(values);
     let args = [id.into(), 0.into(), SETALL.into(), values.into()];
@@ -134,6 +125,9 @@ pub(crate) fn make(
 /// Each semaphore was last changed by the one who did.
 pub(crate) fn sign(shell: &mut Shell, process: &Process, set: &SemaphoreSet) {
     let Some(object) = &set.object else { return };
+    if !set.undo.is_empty() {
+        return undo::sign(shell, process, set);
+    }
     let all = set.semaphores.iter().enumerate();
     for (nth, semaphore) in all.filter(|(_, semaphore)| semaphore.pid == process.pid) {
         let args = [

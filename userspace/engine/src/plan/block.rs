@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use images::PAGE_SIZE;
 use images::proto::{Process, Snapshot};
 
 use crate::host::Host;
+use crate::seccomp;
 
 /// The addresses that are ours while a process is built; the job uses them in none of its processes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -53,7 +55,8 @@ pub(super) fn find_block(snapshot: &Snapshot, host: &Host) -> Option<Block> {
     let vdso: u64 = host.vdso_pieces.iter().map(|(length, _)| length).sum();
     let mut block = Block {
         leader: LEADER_ROOM,
-        thread: THREAD_ROOM,
+        thread: (THREAD_ROOM + seccomp::largest(&snapshot.processes, &snapshot.filters))
+            .next_multiple_of(PAGE_SIZE),
         threads,
         vdso,
         ..Default::default()

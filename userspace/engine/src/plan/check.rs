@@ -9,9 +9,11 @@ use images::proto::process::State;
 use images::proto::{Mapping, Process, Regular, Snapshot};
 
 use super::rights;
-use crate::files::{Network, datagram, inet, object, regular, unix};
+use crate::files::{Network, datagram, inet, object, posix_queue, regular, unix};
 use crate::host::Host;
-use crate::{FilesPolicy, Refusal, TcpPolicy, cgroup, clock, cpu, identity, ipc, limits, tree};
+use crate::{
+    FilesPolicy, Refusal, TcpPolicy, cgroup, clock, cpu, identity, ipc, limits, seccomp, tree,
+};
 
 pub(super) fn alive(process: &&Process) -> bool {
     process.state() != State::Zombie
@@ -34,6 +36,8 @@ pub(super) fn check(
         let files = snapshot.files.iter();
         refusals.extend(files.filter_map(|file| check(file, network, root)));
     }
+    let queue = |file| posix_queue::check(file, &host.queues, root);
+    refusals.extend(snapshot.files.iter().filter_map(queue));
     refusals.extend(ipc::check(snapshot, &host.ipc));
     refusals.extend(cgroup::check(snapshot));
     refusals.extend(identity::check(snapshot));
@@ -88,6 +92,14 @@ fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
         ));
     }
     for process in &snapshot.processes {
+        if seccomp::confines(process) && !host.may_confine() {
+            refusals.push(refusal(
+                process.pid,
+                "its seccomp filter",
+                "it takes CAP_SYS_ADMIN, and not being filtered oneself, to make it again",
+                "restore as root, outside of a sandbox",
+            ));
+        }
         for limit in &process.limits {
             let ours = host
                 .limits

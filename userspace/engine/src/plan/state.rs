@@ -8,7 +8,7 @@ use super::memory::work_in;
 use super::step::Step;
 use crate::files::{Numbers, Shell};
 use crate::host::Host;
-use crate::{cpu, identity, limits, scheduling, signals, timers};
+use crate::{attributes, cpu, identity, limits, scheduling, seccomp, signals, timers};
 
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
 const PR_SET_PDEATHSIG: u64 = 1;
@@ -21,7 +21,13 @@ fn prctl(program: &mut Program, operation: u64, value: u64, label: &str) {
     program.must(libc::SYS_prctl, &args, label);
 }
 
-pub(super) fn process_state(shell: &mut Shell, process: &Process, host: &Host) {
+pub(super) fn process_state(
+    shell: &mut Shell,
+    process: &Process,
+    snapshot: &Snapshot,
+    host: &Host,
+) {
+    scheduling::set_autogroup(shell, process, &snapshot.processes);
     if process.oom_score_adj != host.oom_score_adj {
         let fd = shell.open_path("/proc/self/oom_score_adj", libc::O_WRONLY as u32);
         let text = process.oom_score_adj.to_string();
@@ -40,6 +46,7 @@ pub(super) fn process_state(shell: &mut Shell, process: &Process, host: &Host) {
     if process.child_subreaper {
         prctl(program, PR_SET_CHILD_SUBREAPER, 1, "adopt orphans");
     }
+    attributes::set(program, &process.attributes);
     limits::set(program, &process.limits, &host.limits);
 }
 
@@ -61,15 +68,21 @@ pub(super) fn threads_and_zombies(snapshot: &Snapshot) -> impl Iterator<Item = S
     }))
 }
 
+/// Before filters of system calls are put in force.
+pub(super) fn suspended_filters(snapshot: &Snapshot) -> impl Iterator<Item = Step> {
+    let confined = |process: &&Process| seccomp::confines(process);
+    let confined = snapshot.processes.iter().filter(confined);
+    confined.map(|process| Step::Suspend { pid: process.pid })
+}
+
 pub(super) fn thread_states(snapshot: &Snapshot, host: &Host) -> impl Iterator<Item = Step> {
-    let online = snapshot.host.as_ref().map_or(0, |host| host.cpus);
     let alive = snapshot.processes.iter().filter(alive);
     alive.flat_map(move |process| {
         process.threads.iter().map(move |thread| Step::Run {
             pid: process.pid,
             tid: thread.tid,
             what: "set the state of the thread",
-            program: thread_state(process, thread, host, online),
+            program: thread_state(process, thread, snapshot, host),
         })
     })
 }
@@ -97,8 +110,9 @@ pub(super) fn signals_and_timers(program: &mut Program, process: &Process) {
     );
 }
 
-fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) -> Program {
+fn thread_state(process: &Process, thread: &Thread, snapshot: &Snapshot, host: &Host) -> Program {
     let mut program = Program::new();
+    let online = snapshot.host.as_ref().map_or(0, |host| host.cpus);
     let label = format!("be called {}", String::from_utf8_lossy(&thread.name));
     let name = program.bytes([&thread.name[..], &[0]].concat());
     program.must(libc::SYS_prctl, &[PR_SET_NAME.into(), name.into()], label);
@@ -152,6 +166,9 @@ fn thread_state(process: &Process, thread: &Thread, host: &Host, online: u32) ->
         &thread.pending,
         &process.posix_timers,
     );
+    attributes::set(&mut program, &thread.attributes);
+    // Which takes rights that are about to go.
+    seccomp::confine(&mut program, process, thread, &snapshot.filters);
     if let Some(wanted) = &thread.credentials {
         // What `assume_files` changed counts as ours for the comparison; it only ever takes away.
         identity::assume(&mut program, wanted, &host.credentials);

@@ -21,6 +21,8 @@ pub(crate) enum Step {
     Thread { pid: u32, tid: u32 },
     /// A process goes to control groups of its own.
     Cgroups { pid: u32 },
+    /// Filters of system calls do nothing in a process until it runs.
+    Suspend { pid: u32 },
     /// All pages go to their places.
     Fill,
     /// A process ends as it had ended, and waits for its parent to notice.
@@ -78,6 +80,9 @@ impl Step {
                 lines.extend(program.calls().iter().map(|call| format!("    {call}")));
             }
             Self::Thread { pid, tid } => lines.push(format!("process {pid}: start thread {tid}")),
+            Self::Suspend { pid } => lines.push(format!(
+                "process {pid}: suspend filters of system calls until it runs"
+            )),
             Self::Fill => lines.push("write all pages to their places".to_owned()),
             Self::Zombie { pid, wait_status } => lines.push(format!(
                 "process {pid}: end again (wait status {wait_status:#x})"

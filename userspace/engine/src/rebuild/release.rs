@@ -2,13 +2,14 @@
 
 use images::proto::process::State;
 use images::proto::{Process, Thread};
+use remote::confinement::SUSPEND_SECCOMP;
 use remote::seed::{self};
 use remote::stub::{self};
-use remote::{RunError, Stopped, live, sys};
+use remote::{RunError, Stopped, live, sys, task};
 
 use super::{Builder, broke, expect_stop, failed, missing};
 use crate::files::outer;
-use crate::{RestoreError, RestoreOptions, waits};
+use crate::{RestoreError, RestoreOptions, dispatch, waits};
 
 impl Builder<'_> {
     /// Takes the stub out of every process, sets all registers, and lets everything run.
@@ -86,6 +87,18 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Filters of system calls do nothing until a process is let go.
+    pub(super) fn suspend_filters(&self, pid: u32) -> Result<(), RestoreError> {
+        let options = task::FOLLOW | libc::PTRACE_O_EXITKILL | SUSPEND_SECCOMP;
+        for entry in self.tasks.values().filter(|task| task.pid == pid) {
+            if let Some(task) = &entry.task {
+                let doing = format!("process {pid}: suspending filters of system calls");
+                task.set_options(options).map_err(failed(doing))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Some `syscall` instruction of the stub.
     pub(super) fn syscall_address(&self) -> u64 {
         let at = stub::code()
@@ -121,6 +134,10 @@ impl Builder<'_> {
             .map_err(failed(format!("{who}: setting the xsave area")))?;
         task.set_registers(&registers)
             .map_err(failed(format!("{who}: setting registers")))?;
+        if let Some(wanted) = &thread.dispatch {
+            task.set_dispatch(&dispatch::restored(wanted))
+                .map_err(failed(format!("{who}: sending its system calls to itself")))?;
+        }
         task.set_signal_mask(thread.blocked)
             .map_err(failed(format!("{who}: setting the signal mask")))
     }

@@ -25,6 +25,11 @@ pub(super) fn request_with<T>(
     check(unsafe { libc::ptrace(request, tid, address as *mut c_void, data.cast::<c_void>()) })
 }
 
+/// A ptrace request that fills or reads `data`, which is as long as any such request needs; its result.
+pub(crate) fn fill(request: u32, tid: i32, address: u64, data: &mut [u8]) -> io::Result<usize> {
+    request_with(request, tid, address, data.as_mut_ptr()).map(|n| n as usize)
+}
+
 pub(crate) fn event_message(tid: i32) -> io::Result<u64> {
     let mut message: libc::c_ulong = 0;
     request_with(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message)?;

@@ -26,6 +26,7 @@ pub(crate) fn kind(file: &OpenFile) -> &'static str {
         Some(Kind::Tcp(_)) => "tcp",
         Some(Kind::Datagram(socket)) if socket.domain == libc::AF_NETLINK as u32 => "netlink",
         Some(Kind::Datagram(_)) => "udp",
+        Some(Kind::PosixQueue(_)) => "mqueue",
         None => "unknown",
     }
 }
@@ -113,6 +114,10 @@ pub(crate) fn what(file: &OpenFile) -> String {
         Some(Kind::Tcp(_)) => "not connected".to_owned(),
         Some(Kind::Datagram(socket)) if socket.peer.is_empty() => "not connected".to_owned(),
         Some(Kind::Datagram(_)) => "connected".to_owned(),
+        Some(Kind::PosixQueue(queue)) => match queue.messages.len() {
+            0 => format!("/{}", queue.name),
+            count => format!("/{}, {count} messages in it", queue.name),
+        },
         None => "a kind that this version does not know".to_owned(),
     }
 }

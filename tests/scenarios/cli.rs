@@ -265,6 +265,50 @@ fn people_get_text_that_names_what_matters() {
 }
 
 #[test]
+fn where_the_time_went_is_told() {
+    let Some(mut job) = Job::start(&SUBJECT) else {
+        return;
+    };
+    let timings = |job: &Job| {
+        let shown = run(job
+            .ckptd("show")
+            .args(["--timing", "--json"])
+            .arg(&job.name));
+        let timings = shown.expect(0).json();
+        timings.as_array().unwrap().clone()
+    };
+    let _ = job.checkpoint(&["--kill"]).expect(0);
+    let taken = timings(&job);
+    assert_eq!(taken.len(), 1, "{taken:?}");
+    job.kill_all();
+    job.restore(&[]);
+    // It is written a moment after the job runs.
+    let all = wait_for("the times of the restore", || {
+        Some(timings(&job)).filter(|all| all.len() == 2)
+    });
+    assert_eq!(all[0], taken[0]);
+    for (timing, phase) in all.iter().zip(["freeze", "processes"]) {
+        let phases = timing["phases"].as_array().unwrap();
+        assert!(
+            phases.iter().any(|found| found["name"] == phase),
+            "{timing}"
+        );
+        let sum: f64 = phases
+            .iter()
+            .filter_map(|phase| phase["seconds"].as_f64())
+            .sum();
+        let total = timing["total_seconds"].as_f64().unwrap();
+        assert!((sum - total).abs() < 1e-6, "{timing}");
+    }
+    let shown = run(job.ckptd("show").arg("--timing").arg(&job.name)).expect(0);
+    for word in ["stood still", "restored from checkpoint 1", "pages"] {
+        assert!(shown.stdout.contains(word), "it lacks {word}\n{shown}");
+    }
+    job.go();
+    job.finish();
+}
+
+#[test]
 fn a_job_that_runs_is_not_restored_beside_itself_by_dry_run() {
     let Some(mut job) = Job::start(&SUBJECT) else {
         return;

@@ -112,7 +112,7 @@ impl Limits {
             drop(black_box(fresh));
             Ok(())
         })?;
-        let path = disk.join("limits");
+        let path = disk.join(format!("ckptd-limits-{}", std::process::id()));
         let write = best(|| {
             let mut file = fs::File::create(&path)?;
             file.write_all(&source)?;

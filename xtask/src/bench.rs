@@ -178,7 +178,11 @@ impl Bench {
             let mut outcome = Outcome::new(scenario, &ways);
             for run in 1..=runs {
                 for (way, results) in ways.iter().zip(&mut outcome.ways) {
-                    bar.set_message(format!("{}: {} {run}/{runs}", scenario.name, way.name));
+                    let now = format!("{}: {} {run}/{runs}", scenario.name, way.name);
+                    if bar.is_hidden() {
+                        eprintln!("{now}");
+                    }
+                    bar.set_message(now);
                     // What cannot be done once is not tried again.
                     if results.failure.is_none() {
                         match self.turn(scenario, way) {

@@ -139,9 +139,10 @@ impl Registry {
             entry: path,
         };
         let claim = Claim { state };
-        claim.write()?;
+        let written = claim.write();
+        // A claim that is given up takes the lock itself.
         drop(lock);
-        Ok(claim)
+        written.map(|()| claim)
     }
 
     /// Takes over a running job whose supervisor has ended.
@@ -185,14 +186,7 @@ impl Registry {
     }
 
     fn lock(&self) -> Result<Flock<File>, Failure> {
-        let file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.dir.join("lock"));
-        let file = file.map_err(|error| self.failure("write to", error))?;
-        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| self.failure("lock", errno))
+        lock(&self.dir).map_err(|error| self.failure("lock", error))
     }
 
     fn failure(&self, doing: &str, error: impl std::error::Error) -> Failure {
@@ -242,10 +236,23 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        // Without the lock, an entry that somebody makes anew meanwhile would lose its files to us.
+        let _lock = self.path().parent().map(lock);
         if let Err(error) = fs::remove_dir_all(self.path()) {
             tracing::debug!("cannot remove {}: {error}", self.path().display());
         }
     }
+}
+
+/// Keeps everybody else from looking at the entries of a run directory and from changing them.
+fn lock(dir: &Path) -> io::Result<Flock<File>> {
+    let file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(dir.join("lock"))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
 }
 
 /// Readers see the file as it was or as it will be, nothing between.
@@ -316,6 +323,20 @@ mod tests {
             further: Vec::new(),
         };
         (dir, registry)
+    }
+
+    #[test]
+    fn an_entry_that_goes_takes_nothing_of_the_next_with_it() {
+        let (_dir, registry) = registry();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..300 {
+                        drop(registry.claim("heat", true, Path::new("/s"), &[]).unwrap());
+                    }
+                });
+            }
+        });
     }
 
     #[test]

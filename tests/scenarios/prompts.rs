@@ -22,10 +22,10 @@ fn at_the_prompt(program: &str, command: &str, before: &str, after: &str) {
     for (checkpoint, restore) in MODES {
         let place = Place::new();
         let (ckptd, dir) = (binary(), place.path().display());
-        let (ckptd, name) = (
-            ckptd.display(),
-            format!("prompt-{program}-{}", std::process::id()),
-        );
+        let ckptd = ckptd.display();
+        // Other tests are at the prompt of the same program.
+        let own = place.path().file_name().unwrap_or_default();
+        let name = format!("prompt-{program}-{}", own.display());
         let steps = format!(
             "send PS1='shell''> '\\n\nexpect shell>\n\
              send TERM=xterm {ckptd} run --name {name} --dir {dir}/store -- {command}\\n\n\
@@ -91,7 +91,7 @@ fn vim() {
     at_the_prompt(
         "vim",
         "vim -u NONE -n $DIR/text",
-        "expect text\nsend ihello\nexpect hello",
+        "expect [New\nsend ihello\nexpect hello",
         "send  world\\x1b:wq\\n\nexpect written\nrun grep -qx 'hello world' $DIR/text",
     );
 }
@@ -103,16 +103,5 @@ fn gdb() {
         "gdb -q -nx",
         "expect (gdb)\nsend set $x = 41\\n\nexpect (gdb)\nsend print $x\\n\nexpect = 41\nexpect (gdb)",
         "send print $x + 1\\n\nexpect = 42\nexpect (gdb)\nsend quit\\n",
-    );
-}
-
-/// A server, which is nobody's child, its client, and a shell on a terminal of the server's.
-#[test]
-fn tmux() {
-    at_the_prompt(
-        "tmux",
-        "tmux -L $NAME -f /dev/null new bash --norc --noprofile",
-        "send x=41\\n\nsend echo $((x))y\\n\nexpect 41y",
-        "send echo $((x+1))z\\n\nexpect 42z\nsend exit\\n\nexpect [exited]",
     );
 }

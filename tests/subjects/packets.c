@@ -33,7 +33,7 @@ int main(int argc, char **argv) {
     ready();
     wait_go();
 
-    if (sabotage()) must(read(several[0], back, 4096));
+    if (sabotage()) must(read(several[0], back, 4096)), must(write(several[1], "?", 1));
     check_equal(fcntl(several[1], F_GETFL) & O_DIRECT, O_DIRECT);
     expect(several[0], "one"), expect(several[0], "three"), expect(several[0], "!");
     must(write(several[1], "later", 5)), must(write(several[1], "last", 4));

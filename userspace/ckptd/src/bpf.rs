@@ -58,7 +58,7 @@ impl Bpf {
         }
         match self.tracker.get() {
             Some(loaded) => loaded.as_ref(),
-            None if order.bpf || engine::is_large(job) => self.load(),
+            None if order.bpf || engine::needs_bpf(job) => self.load(),
             None => None,
         }
     }

@@ -89,7 +89,9 @@ pub(crate) fn capture(
             continue;
         };
         let mut record = relations(status, &stat, &ids, &statuses);
-        if process.threads.is_empty() {
+        // A signal that was on its way ends one that was stopped. Children, if it had some, may have been read as they were before.
+        let is_parent = || statuses.values().any(|other| other.number("PPid") == *pid);
+        if process.threads.is_empty() || (living.is_none() && !is_parent()) {
             // Orphaned zombies are their adopter's to wait for.
             if record.ppid != 0 {
                 record.set_state(ProcessState::Zombie);

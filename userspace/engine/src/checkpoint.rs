@@ -27,7 +27,7 @@ const EXPECTED: u64 = 8 << 20;
 const COPIED_PER_MS: u64 = 1 << 20;
 
 /// How often a checkpoint is begun anew because a process ended under it.
-const MOST_RACES: usize = 3;
+const MOST_RACES: usize = 10;
 
 /// How long the job runs on before it is looked at again, where something was on its way that cannot be restored.
 const PAUSES_MS: [u64; 6] = [10, 20, 50, 100, 200, 400];

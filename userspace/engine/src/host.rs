@@ -4,9 +4,9 @@ use images::proto::{self, Credentials, Rlimit, Scheduling};
 
 use crate::Refusal;
 use crate::areas;
-use crate::files::posix_queue;
+use crate::files::{posix_queue, pty};
 use crate::plan::rights;
-use crate::procfs::{self, Status};
+use crate::procfs::Status;
 use crate::{clock, cpu, identity, ipc, limits, namespaces, scheduling};
 use remote::sys;
 
@@ -30,7 +30,7 @@ pub(crate) struct Host {
     pub(crate) pid_max: u32,
     /// Bytes in a new socket's send buffer.
     pub(crate) send_buffer: i32,
-    /// Indices of the pseudo terminals there are.
+    /// Indices of pseudo terminals that others have, as far as the job needs to know.
     pub(crate) terminals: Vec<u32>,
     /// POSIX message queues that have names of the job's.
     pub(crate) queues: Vec<posix_queue::Present>,
@@ -73,7 +73,7 @@ impl Host {
             timer_ids: (major, minor) >= (6, 15),
             pid_max: number("/proc/sys/kernel/pid_max"),
             send_buffer: number("/proc/sys/net/core/wmem_default") as i32,
-            terminals: procfs::numbered("/dev/pts"),
+            terminals: pty::taken(&snapshot.files),
             queues: posix_queue::present(snapshot),
             ipc: ipc::Host::probe(snapshot),
             clock: snapshot

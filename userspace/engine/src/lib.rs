@@ -55,4 +55,4 @@ pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::{idle_io, sigpipe_was_ignored};
 pub use track::Tracking;
-pub use weigh::is_large;
+pub use weigh::needs_bpf;

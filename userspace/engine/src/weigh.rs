@@ -17,10 +17,10 @@ const A_MAPPING: u64 = 7_000;
 /// smaps goes through the page tables.
 const A_RESIDENT_PAGE: u64 = 200;
 
-/// Whether a job has so much state that BPF programs are worth loading to read it.
+/// Whether BPF programs are worth loading to read a job's state: when there is much of it, or when they alone tell until when somebody waits.
 ///
 /// Estimated from how many processes, threads, descriptors, mappings and pages it has; a small one is looked at for some 100 µs.
-pub fn is_large(scope: Scope) -> bool {
+pub fn needs_bpf(scope: Scope) -> bool {
     let mut left = ENOUGH.as_nanos() as u64;
     let mut enough = |each: u64, count: u64| {
         left = left.saturating_sub(each.saturating_mul(count));
@@ -30,13 +30,23 @@ pub fn is_large(scope: Scope) -> bool {
     enough(A_PROCESS, processes.len() as u64)
         || processes.into_iter().any(|pid| {
             let count = |folder: &str| procfs::numbered(&format!("/proc/{pid}/{folder}")).len();
-            enough(A_THREAD, count("task") as u64)
+            let threads = procfs::threads(pid);
+            threads.iter().any(|&tid| waits_again(pid, tid))
+                || enough(A_THREAD, threads.len() as u64)
                 || enough(A_RESIDENT_PAGE, procfs::resident(pid))
                 || enough(A_DESCRIPTOR, count("fd") as u64)
                 || has_lines(&format!("/proc/{pid}/maps"), |lines| {
                     enough(A_MAPPING, lines)
                 })
         })
+}
+
+/// Whether a thread goes on with a wait that was interrupted, by an earlier checkpoint for example: from outside the kernel nobody can tell when
+/// it began.
+fn waits_again(pid: u32, tid: u32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"));
+    let restart = libc::SYS_restart_syscall.to_string();
+    call.is_ok_and(|call| call.split(' ').next() == Some(restart.as_str()))
 }
 
 /// Whether counting the lines of a file piece by piece is `enough` before its end.
@@ -65,7 +75,7 @@ mod tests {
             .spawn()
             .unwrap();
         let scope = Scope::Tree { root: child.id() };
-        assert!(!is_large(scope));
+        assert!(!needs_bpf(scope));
         let _ = child.kill();
         let _ = child.wait();
         let lines = |enough: u64| {

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// How often a restore is planned anew because somebody took a number the job needs.
-const MOST_RACES: usize = 3;
+const MOST_RACES: u32 = 10;
 
 /// What the process in the background tells the one that started it, and what that one prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,10 +182,12 @@ pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failur
         _ => rebuild_from(&checkpoint),
     };
     let mut rebuilt = rebuild();
-    for _ in 0..MOST_RACES {
+    for nth in 0..MOST_RACES {
         if !matches!(&rebuilt, Err(error) if error.is_race()) {
             break;
         }
+        // Who took it may be another restore, which then runs beside this one for a while.
+        std::thread::sleep(Duration::from_millis(10) * nth);
         rebuilt = rebuild();
     }
     let rebuilt = rebuilt?;

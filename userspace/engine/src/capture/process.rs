@@ -48,7 +48,7 @@ pub(super) fn one(
         None => interview(process, status, timers::parse(&text("timers")?))?,
     };
     let mut areas = gathered.areas;
-    if !gathered.calm {
+    if !gathered.calm || (process.lent.is_some() && locks_new(pid, status)) {
         areas = areas::of(pid, tracker, &mut Default::default())?;
     }
     for Answer {
@@ -183,6 +183,11 @@ fn refusal(pid: u32, what: &str, (why, advice): Why) -> Refusal {
         why,
         advice,
     }
+}
+
+/// Whether the mapping that we have made in the process since `before` was locked as it came (mlockall(2)).
+fn locks_new(pid: u32, before: &Status) -> bool {
+    Status::read(pid).is_ok_and(|now| now.number("VmLck") > before.number("VmLck"))
 }
 
 /// Where a thread works that does not share this with its leader.

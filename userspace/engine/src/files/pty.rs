@@ -4,12 +4,15 @@
 //! back in the same program: it is run to its end even if we die. A line that is not complete yet is kept too; an end of file
 //! (Ctrl-D) typed ahead of its reader becomes a NUL.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use images::proto::open_file::Kind;
 use images::proto::{OpenFile, Process, Pty};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{posix_openpt, ptsname_r};
 use remote::{Arg, Blob, Expect, Outcome, Program, sys};
 
 use super::{Held, Making, STATUS_FLAGS, Shell, Why};
@@ -431,6 +434,33 @@ fn free_below(making: &Making<'_>, file: &OpenFile, index: u32) -> usize {
     (0..index)
         .filter(|other| !making.terminals.contains(other) && !made.contains(other))
         .count()
+}
+
+/// NR_UNIX98_PTY_MAX (include/linux/tty.h).
+const MOST: u32 = 1 << 20;
+
+/// The indices up to the job's highest that others have on this host. /dev/pts does not show one whose master is closed while a process still
+/// has its other end open (fs/devpts/inode.c, devpts_pty_kill and devpts_kill_index), so the kernel is asked for all that are free.
+pub(crate) fn taken(files: &[OpenFile]) -> Vec<u32> {
+    let Some(highest) = indices(files).max() else {
+        return Vec::new();
+    };
+    let highest = highest.min(MOST);
+    let (mut masters, mut free) = (Vec::new(), BTreeSet::new());
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    while let Ok(master) = posix_openpt(flags) {
+        let name = ptsname_r(&master).unwrap_or_default();
+        let index = name.rsplit('/').next().and_then(|index| index.parse().ok());
+        free.extend(index);
+        masters.push(master);
+        // The lowest free one comes first.
+        if index.is_none_or(|index: u32| index >= highest) {
+            break;
+        }
+    }
+    (0..=highest)
+        .filter(|index| !free.contains(index))
+        .collect()
 }
 
 /// Makes a pseudo terminal with all its ends when its master comes up. The process that makes it keeps each end at its place, whoever

@@ -27,7 +27,9 @@ const EXPECTED: u64 = 8 << 20;
 const COPIED_PER_MS: u64 = 1 << 20;
 
 /// How often a checkpoint is begun anew because a process ended under it.
-const MOST_RACES: usize = 10;
+const MOST_RACES: u32 = 10;
+/// How long the job runs on before that, the first time.
+const RACE_PAUSE: Duration = Duration::from_millis(3);
 
 /// How long the job runs on before it is looked at again, where something was on its way that cannot be restored.
 const PAUSES_MS: [u64; 6] = [10, 20, 50, 100, 200, 400];
@@ -50,6 +52,8 @@ pub fn checkpoint(
             Err(error) if error.is_race() && races < MOST_RACES && !has_ended(root) => {
                 tracing::debug!("once more: {error}");
                 races += 1;
+                // What was held back from it ends the next one now.
+                std::thread::sleep(RACE_PAUSE * races);
             }
             Err(CheckpointError::Refused(refusals)) if refusals.iter().any(Refusal::is_passing) => {
                 let Some(pause) = pauses.next() else {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use images::proto::Rlimit;
 use remote::live::Room;
@@ -49,6 +50,9 @@ pub(crate) fn namespaces_of(pid: u32) -> Namespaces {
     NAMESPACES.map(|name| procfs::link(&format!("/proc/{pid}/ns/{name}")).ok())
 }
 
+/// How long a process may take to end.
+const PATIENCE_MS: u32 = 200;
+
 /// Fewer processes are not worth a thread.
 const FEW: usize = 4;
 
@@ -68,7 +72,7 @@ pub(super) fn gather(
     let work = || -> Result<Vec<(u32, Gathered)>, CheckpointError> {
         let (mut paths, mut all) = (Paths::new(), Vec::new());
         while let Some(pid) = next() {
-            if let Ok(status) = Status::read(pid) {
+            if let Some(status) = settled(pid) {
                 all.push((pid, one(pid, status, tracker, (ahead, &mut paths))?));
             }
         }
@@ -86,6 +90,24 @@ pub(super) fn gather(
     });
     let parts: Result<Vec<_>, _> = parts.into_iter().collect();
     Ok(parts?.into_iter().flatten().collect())
+}
+
+/// Where a process stands, once it stands. A SIGKILL that came when it had stopped already ends it all the same, when it gets a CPU
+/// (kernel/signal.c, complete_signal).
+fn settled(pid: u32) -> Option<Status> {
+    const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
+    let is_dying = |status: &Status| match status.state() {
+        'R' | 'X' => true,
+        state => state != 'Z' && (status.hex("SigPnd") | status.hex("ShdPnd")) & SIGKILL != 0,
+    };
+    for _ in 0..PATIENCE_MS {
+        let status = Status::read(pid).ok()?;
+        if !is_dying(&status) {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Status::read(pid).ok()
 }
 
 fn one(

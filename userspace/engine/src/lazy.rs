@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use images::proto::mapping::Kind;
-use images::proto::{Mapping, Process};
+use images::proto::{Mapping, Process, Thread};
 use images::{Checkpoint, Frame, PAGE_SIZE, Where};
 use memory::serve::{Memory, PageSource, Unreadable, Vault};
 use memory::uffd::{self, feature, mode};
@@ -152,9 +152,12 @@ impl Setup {
 }
 
 /// Whether the pages of a mapping can come later. Shared memory cannot: MADV_REMOVE empties it and MADV_DONTNEED does not, but
-/// userfaultfd tells of both in the same way. Locked memory has to be there, and the kernel takes no other kinds.
-pub(crate) fn can_wait(mapping: &Mapping) -> bool {
-    mapping.kind() == Kind::Anonymous
+/// userfaultfd tells of both in the same way. Locked memory has to be there, and the kernel takes no other kinds. A process that seccomp(2)
+/// confines may not make the calls by which it gives its userfaultfds back in the end.
+pub(crate) fn can_wait(process: &Process, mapping: &Mapping) -> bool {
+    let is_confined = |thread: &Thread| thread.strict || !thread.filters.is_empty();
+    !process.threads.iter().any(is_confined)
+        && mapping.kind() == Kind::Anonymous
         && mapping.huge_page_size == 0
         && !["lo", "dp"].iter().any(|flag| has(&mapping.vm_flags, flag))
 }
@@ -163,7 +166,7 @@ pub(crate) fn can_wait(mapping: &Mapping) -> bool {
 pub(crate) fn waiting(plan: &Plan, number: u32, process: &Process) -> Option<Memory> {
     let memory = process.memory.as_ref()?;
     let content = plan.content.get(&memory.space)?;
-    let waits = |mapping: &&Mapping| can_wait(mapping) && content.within(mapping);
+    let waits = |mapping: &&Mapping| can_wait(process, mapping) && content.within(mapping);
     let mappings: Vec<_> = memory
         .mappings
         .iter()

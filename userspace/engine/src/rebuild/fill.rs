@@ -99,7 +99,7 @@ impl Builder<'_> {
                         zero_matters,
                         later: options.lazy.is_some()
                             && self.plan.host.in_users_of_ours()
-                            && lazy::can_wait(m),
+                            && lazy::can_wait(process, m),
                     },
                 })
             };

@@ -65,20 +65,17 @@ impl Writer {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let bytes = manifest::encode(
-            &proto::Features::default(),
-            &proto::Manifest {
-                job: self.job.name().into(),
-                sequence: self.sequence,
-                version: env!("CARGO_PKG_VERSION").into(),
-                parent: self.parent,
-                created_at: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-                snapshot: Some(snapshot),
-                spaces: map.spaces,
-                segments,
-                statistics: Some(statistics),
-            },
-        )?;
+        let bytes = manifest::encode(&proto::Manifest {
+            job: self.job.name().into(),
+            sequence: self.sequence,
+            version: env!("CARGO_PKG_VERSION").into(),
+            parent: self.parent,
+            created_at: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+            snapshot: Some(snapshot),
+            spaces: map.spaces,
+            segments,
+            statistics: Some(statistics),
+        })?;
         let path = self.job.manifest(self.sequence);
         let temporary = path.with_extension("ckpt.tmp");
         self.garbage.push(temporary.clone());

@@ -160,7 +160,7 @@ impl Job {
     ) -> Result<()> {
         let path = self.manifest(manifest.sequence);
         let temporary = path.with_extension("ckpt.tmp");
-        let bytes = manifest::encode(&proto::Features::default(), manifest)?;
+        let bytes = manifest::encode(manifest)?;
         files::write(&temporary, &bytes)?;
         go_on()?;
         files::rename(&temporary, &path)?;

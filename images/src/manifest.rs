@@ -15,10 +15,27 @@ const HASH: usize = blake3::OUT_LEN;
 /// Bounds what a reader takes into memory before it knows anything; ten thousand processes take a tenth of it.
 pub(crate) const LIMIT: usize = 256 << 20;
 
-/// Features of the format that this version knows; there are none yet.
-const KNOWN: &[&str] = &[];
+/// A process runs on whose leader has ended.
+const ENDED_LEADER: &str = "ended-leader";
+/// Features of the format that this version knows.
+const KNOWN: &[&str] = &[ENDED_LEADER];
 
-pub(crate) fn encode(features: &Features, manifest: &Manifest) -> Result<Vec<u8>> {
+/// What a reader has to know to read these records.
+fn features(manifest: &Manifest) -> Features {
+    let processes = manifest.snapshot.iter().flat_map(|it| &it.processes);
+    let mut threads = processes.flat_map(|process| &process.threads);
+    let mut features = Features::default();
+    if threads.any(|thread| thread.ended.is_some()) {
+        features.incompatible.push(ENDED_LEADER.to_owned());
+    }
+    features
+}
+
+pub(crate) fn encode(manifest: &Manifest) -> Result<Vec<u8>> {
+    encode_with(&features(manifest), manifest)
+}
+
+fn encode_with(features: &Features, manifest: &Manifest) -> Result<Vec<u8>> {
     let (features, body) = (features.encode_to_vec(), manifest.encode_to_vec());
     let bytes = HEADER + features.len() + body.len() + HASH;
     if bytes > LIMIT {

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 
 use crate::store::PATIENCE;
-use crate::{Checkpoint, Error, Job, Result, files, manifest, proto};
+use crate::{Checkpoint, Error, Job, Result, files, manifest};
 
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
@@ -45,7 +45,7 @@ impl Checkpoint {
             files::rename(&temporary, &path)?;
         }
         files::sync_dir(&job.segments())?;
-        let bytes = manifest::encode(&proto::Features::default(), self.manifest())?;
+        let bytes = manifest::encode(self.manifest())?;
         let path = job.manifest(self.sequence());
         let temporary = path.with_extension("ckpt.tmp");
         files::write(&temporary, &bytes)?;

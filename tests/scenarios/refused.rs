@@ -53,7 +53,6 @@ refusals! {
     refused_aio: ["aio", "io_destroy"];
     refused_userfaultfd: ["userfaultfd"];
     refused_child: ["socket"];
-    refused_dead_leader: ["leader"];
     refused_dnotify: ["F_NOTIFY"];
     refused_perf: ["perf_event_open"];
     refused_secret: ["memfd_secret"];

@@ -63,6 +63,7 @@ subjects! {
     forking = own("forking");
     vfork_exec = own("vfork_exec");
     dying = own("dying");
+    dead_leader = own("dead_leader");
 
     // CPU and system calls.
     registers = own("registers");

@@ -18,27 +18,25 @@ fn stat(process: &str) -> Option<(char, i32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// The thread through which a process is seen, as `PID/task/TID`: its main thread, or where that has ended one that has not.
+fn speaker(pid: i32) -> String {
+    let leader = format!("{pid}/task/{pid}");
+    if stat(&leader).is_some_and(|(state, _)| state != 'Z') {
+        return leader;
+    }
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = threads.into_iter().flatten().flatten().map(|thread| {
+        let tid = thread.file_name();
+        format!("{pid}/task/{}", tid.to_string_lossy())
+    });
+    let lives = |thread: &String| stat(thread).is_some_and(|(state, _)| !"ZX".contains(state));
+    threads.find(lives).unwrap_or(leader)
+}
+
 /// The state letter of a process, none when it is gone. Of a process whose main thread has ended, that of another.
 #[must_use]
 pub fn state(pid: i32) -> Option<char> {
-    let (state, _) = stat(&pid.to_string())?;
-    if state != 'Z' {
-        return Some(state);
-    }
-    let threads = fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let states = threads.filter_map(|thread| {
-        stat(&format!(
-            "{pid}/task/{}",
-            thread.file_name().to_string_lossy()
-        ))
-    });
-    states
-        .map(|(state, _)| state)
-        .find(|state| !"ZX".contains(*state))
-        .or(Some('Z'))
+    stat(&speaker(pid)).map(|(state, _)| state)
 }
 
 /// Whether a process exists and is no zombie.
@@ -68,7 +66,7 @@ pub fn marked(marker: &str) -> Vec<i32> {
             continue;
         }
         parents.insert(pid, parent);
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = fs::read(format!("/proc/{}/environ", speaker(pid))).unwrap_or_default();
         if environment
             .split(|byte| *byte == 0)
             .any(|variable| variable == needle.as_bytes())

@@ -8,7 +8,7 @@ use images::proto::{Descriptor, Snapshot, Thread};
 
 use crate::ahead::Ahead;
 use crate::files::{Table, inet::filter::Filter, outer::Outer, pty};
-use crate::freeze::{Frozen, failed};
+use crate::freeze::{self, Frozen, failed};
 use crate::namespaces::Visit;
 use crate::pages::Source;
 use crate::procfs::Status;
@@ -53,7 +53,16 @@ pub(crate) fn capture(
     let mut refusals = Vec::new();
     let known = |pid: &u32| frozen.processes.contains_key(pid);
     let order: Vec<u32> = frozen.order.iter().copied().filter(known).collect();
-    let mut gathered = gather(&order, options.tracker, &ahead)?;
+    // Of a process whose leader has ended its other threads tell.
+    let speaker = |frozen: &Frozen, pid: u32| {
+        let process = frozen.processes.get(&pid);
+        process.map_or(pid, freeze::Process::speaker)
+    };
+    let seen: Vec<(u32, u32)> = (order.iter())
+        .map(|&pid| (pid, speaker(frozen, pid)))
+        .collect();
+    let mut gathered = gather(&seen, options.tracker, &ahead)?;
+    let of_root = speaker(frozen, root);
     let statuses: HashMap<u32, Status> = gathered
         .iter_mut()
         .map(|(&pid, gathered)| (pid, std::mem::take(&mut gathered.status)))
@@ -68,7 +77,7 @@ pub(crate) fn capture(
         return Err(CheckpointError::Refused(refusals));
     }
     let visit =
-        Visit::to(root).map_err(failed(format!("entering the namespaces of process {root}")))?;
+        Visit::to(of_root).map_err(failed(format!("entering the namespaces of process {root}")))?;
     refusals.extend(visit.check(root));
     let ids = ids(&statuses, root);
     let outer = Outer::of(options.stdio_of, order.contains(&options.stdio_of));
@@ -85,7 +94,13 @@ pub(crate) fn capture(
         let Some(status) = statuses.get(pid) else {
             continue;
         };
-        let Some(Gathered { stat, living, .. }) = gathered.remove(pid) else {
+        let Some(Gathered {
+            stat,
+            speaker,
+            living,
+            ..
+        }) = gathered.remove(pid)
+        else {
             continue;
         };
         let mut record = relations(status, &stat, &ids, &statuses);
@@ -109,11 +124,15 @@ pub(crate) fn capture(
             record.set_state(ProcessState::Stopped);
             record.wait_status = signal;
         }
+        let (status, stat) = match &speaker {
+            Some((status, stat)) => (status, stat),
+            None => (status, &stat),
+        };
         one(
             process,
             options.tracker,
             status,
-            &stat,
+            stat,
             options.stdio_of,
             living.ok_or(CheckpointError::Gone { pid: *pid })?,
             &mut record,
@@ -132,7 +151,7 @@ pub(crate) fn capture(
         };
         processes
             .iter()
-            .map(|p| (outer(p.pid), p.descriptors.clone()))
+            .map(|p| (speaker(frozen, outer(p.pid)), p.descriptors.clone()))
             .collect()
     };
     let borrowed: Vec<(u32, &[Descriptor])> =
@@ -140,6 +159,7 @@ pub(crate) fn capture(
     table.finish(
         &borrowed,
         &mut |pid, program| {
+            let pid = frozen.spoken_for(pid);
             borrow(frozen, pid)?;
             frozen.run(pid, program)
         },
@@ -167,9 +187,9 @@ pub(crate) fn capture(
             areas,
         });
     }
-    let command = std::fs::read(format!("/proc/{root}/cmdline")).unwrap_or_default();
+    let command = std::fs::read(format!("/proc/{of_root}/cmdline")).unwrap_or_default();
     let snapshot = Snapshot {
-        host: Some(host::of_job(root, &processes)),
+        host: Some(host::of_job(of_root, &processes)),
         processes,
         files: table.files,
         shared: table.shared,

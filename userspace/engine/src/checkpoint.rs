@@ -99,7 +99,7 @@ fn attempt(
     let numbers = tracking
         .as_deref_mut()
         .map_or_else(Default::default, |tracking| {
-            tracking.drop_replaced();
+            tracking.drop_replaced(&frozen);
             tracking.numbers()
         });
     let mut captured = capture(&mut frozen, options, numbers, ahead)?;

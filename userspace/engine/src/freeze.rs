@@ -361,6 +361,13 @@ impl Frozen {
         self.order = now;
     }
 
+    /// The process that a thread speaks for.
+    pub(crate) fn spoken_for(&self, tid: u32) -> u32 {
+        let speaks = |process: &&Process| process.speaker() == tid;
+        let process = self.processes.values().find(speaks);
+        process.map_or(tid, |process| process.pid)
+    }
+
     /// Runs a program in the leader of a process to which the stub is lent.
     pub(crate) fn run(&mut self, pid: u32, program: &Program) -> Result<Outcome, CheckpointError> {
         self.run_making(pid, program).map(|(outcome, _)| outcome)
@@ -376,7 +383,8 @@ impl Frozen {
         let gone = || CheckpointError::Gone { pid };
         let process = self.processes.get_mut(&pid).ok_or_else(gone)?;
         let slot = process.slot.ok_or_else(gone)?;
-        let leader = process.threads.get_mut(&pid).ok_or_else(gone)?;
+        let speaker = process.speaker();
+        let leader = process.threads.get_mut(&speaker).ok_or_else(gone)?;
         let mut task = leader.task.take().ok_or_else(gone)?;
         let mut run = stub::Run::new(slot, program);
         loop {
@@ -386,7 +394,7 @@ impl Frozen {
                     task = finished.inspect_err(|error| {
                         // A call that fails ends the program, and the task stops as after the last one.
                         if matches!(error, RunError::Call { .. } | RunError::Unexpected { .. }) {
-                            leader.task = Some(Stopped::known(pid as i32));
+                            leader.task = Some(Stopped::known(speaker as i32));
                         }
                     })?;
                 }
@@ -434,6 +442,14 @@ impl Drop for Frozen {
 }
 
 impl Process {
+    /// The thread through which all that belongs to the process is seen: its leader, or where that has ended the first of the others.
+    pub(crate) fn speaker(&self) -> u32 {
+        let first = self.threads.keys().next().copied();
+        first
+            .filter(|_| !self.threads.contains_key(&self.pid))
+            .unwrap_or(self.pid)
+    }
+
     /// Gives every thread its own registers and mask back and takes the stub out. Errors mean that a task has died.
     fn restore(&mut self) {
         for thread in self.threads.values() {
@@ -443,11 +459,12 @@ impl Process {
                 let _ = task.set_registers(&state.registers);
             }
         }
+        let speaker = self.speaker();
         if let Some(lent) = self.lent.take()
-            && let Some(leader) = self.threads.get_mut(&self.pid)
-            && let Some(task) = leader.task.take()
+            && let Some(speaker) = self.threads.get_mut(&speaker)
+            && let Some(task) = speaker.task.take()
         {
-            leader.task = lent.remove(task).ok();
+            speaker.task = lent.remove(task).ok();
         }
         for thread in self.threads.values() {
             if let (Some(task), Some(dispatch)) = (&thread.task, &thread.dispatch) {

@@ -35,7 +35,7 @@ impl Lookout {
             &order,
             &statuses,
             root,
-            &|pid| Some(namespaces_of(pid)),
+            &|pid| Some(namespaces_of(statuses.get(&pid)?.speaker())),
             &mut refusals,
         );
         let picture = tracker.and_then(Tracker::picture);

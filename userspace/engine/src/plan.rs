@@ -27,7 +27,7 @@ mod step;
 
 pub(crate) use block::Block;
 use block::{find_block, free_descriptors};
-use check::{alive, check, refusal};
+use check::{alive, check, check_ended, refusal};
 pub(crate) use memory::Content;
 use memory::{executed_object, finish_memory, map_memory};
 pub(crate) use stages::Stages;
@@ -91,6 +91,7 @@ impl fmt::Display for Plan {
 pub(crate) fn impossible(snapshot: &Snapshot) -> Vec<Refusal> {
     let mut refusals = tree::plan(&snapshot.processes).err().unwrap_or_default();
     refusals.extend(namespaces::impossible(snapshot));
+    refusals.extend(check_ended(snapshot));
     refusals
 }
 

@@ -60,9 +60,17 @@ impl Status {
     pub(crate) fn state(&self) -> char {
         self.text("State").chars().next().unwrap_or('?')
     }
+
+    /// The thread through which a process of this leader is seen: the leader, or where it has ended the first of the others.
+    pub(crate) fn speaker(&self) -> u32 {
+        let pid = self.number("Pid");
+        let ended = self.state() == 'Z';
+        let others = ended.then(|| threads(pid)).into_iter().flatten();
+        others.into_iter().find(|tid| *tid != pid).unwrap_or(pid)
+    }
 }
 
-/// The fields of `/proc/PID/stat`, numbered as in proc(5) from 1; those before the command are not kept.
+/// The fields of `/proc/PID/stat`, numbered as in proc(5) from 1, a letter as its code; those before the command are not kept.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stat(Vec<i64>);
 
@@ -80,9 +88,14 @@ impl Stat {
         let number = |n: &str| {
             n.parse::<i64>()
                 .or_else(|_| n.parse::<u64>().map(|n| n as i64))
-                .unwrap_or(0)
+                .unwrap_or_else(|_| n.bytes().next().map_or(0, i64::from))
         };
         Self(rest.split_whitespace().map(number).collect())
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn is_zombie(&self) -> bool {
+        self.field(3) == i64::from(b'Z')
     }
 
     pub(crate) fn field(&self, number: usize) -> i64 {

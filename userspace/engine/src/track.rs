@@ -143,7 +143,11 @@ impl Tracking {
             spaces.chain(objects).for_each(Ledger::forget_base);
         }
         let members = Members::now(scope, None).order;
-        let born = |pid: u32| Stat::read(pid).map(|stat| stat.field(22)).ok();
+        // Through a leader that has ended nothing is seen of its process, which is taken whole then.
+        let born = |pid: u32| {
+            let stat = Stat::read(pid).ok().filter(|stat| !stat.is_zombie())?;
+            Some(stat.field(22))
+        };
         self.spaces
             .retain(|pid, space| members.contains(pid) && born(*pid) == Some(space.born));
         for pid in members {
@@ -327,12 +331,14 @@ impl Tracking {
         }
     }
 
-    /// In a frozen job: drops the address spaces that an exec has replaced.
-    pub(crate) fn drop_replaced(&mut self) {
+    /// In a frozen job: drops the address spaces that an exec has replaced, and those of processes whose leader has ended.
+    pub(crate) fn drop_replaced(&mut self, frozen: &Frozen) {
         let lost = &mut self.lost;
-        self.spaces.retain(|_, space| {
-            let alive = space.tracker.collect(&[], false, &mut Written::default());
-            alive.is_ok() || space.lose(lost)
+        let leads = |pid: u32| (frozen.processes.get(&pid)).is_none_or(|it| it.speaker() == pid);
+        self.spaces.retain(|&pid, space| {
+            let mut unused = Written::default();
+            let same = leads(pid) && space.tracker.collect(&[], false, &mut unused).is_ok();
+            same || space.lose(lost)
         });
     }
 

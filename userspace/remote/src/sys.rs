@@ -88,12 +88,15 @@ pub fn write_memory(tid: i32, pieces: &[(u64, &[u8])]) -> io::Result<()> {
 
 /// A process by descriptor (pidfd_open(2)).
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers are passed; the result is a new descriptor that we own.
-    unsafe {
-        Ok(OwnedFd::from_raw_fd(
-            check(libc::syscall(libc::SYS_pidfd_open, pid, 0))? as i32,
-        ))
-    }
+    const PIDFD_THREAD: i32 = libc::O_EXCL;
+    let open = |flags: i32| {
+        // SAFETY: no pointers are passed; the result is a new descriptor that we own.
+        unsafe {
+            let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, flags))?;
+            Ok(OwnedFd::from_raw_fd(fd as i32))
+        }
+    };
+    open(0).or_else(|error: io::Error| open(PIDFD_THREAD).map_err(|_| error))
 }
 
 /// Our own duplicate of another process's descriptor (pidfd_getfd(2)).

@@ -19,6 +19,8 @@ use crate::{CheckpointError, limits, pages, told};
 pub(super) struct Gathered {
     pub(super) status: Status,
     pub(super) stat: Stat,
+    /// Of the thread that speaks for a process whose leader has ended.
+    pub(super) speaker: Option<(Status, Stat)>,
     pub(super) namespaces: Namespaces,
     /// Of one that has not ended.
     pub(super) living: Option<Living>,
@@ -56,9 +58,9 @@ const PATIENCE_MS: u32 = 200;
 /// Fewer processes are not worth a thread.
 const FEW: usize = 4;
 
-/// All of these processes, by pid. Who is gone is missing.
+/// All of these processes, each with the thread that speaks for it, by pid. Who is gone is missing.
 pub(super) fn gather(
-    pids: &[u32],
+    pids: &[(u32, u32)],
     tracker: Option<&Tracker>,
     ahead: &Ahead,
 ) -> Result<HashMap<u32, Gathered>, CheckpointError> {
@@ -71,9 +73,10 @@ pub(super) fn gather(
     };
     let work = || -> Result<Vec<(u32, Gathered)>, CheckpointError> {
         let (mut paths, mut all) = (Paths::new(), Vec::new());
-        while let Some(pid) = next() {
+        while let Some((pid, speaker)) = next() {
             if let Some(status) = settled(pid) {
-                all.push((pid, one(pid, status, tracker, (ahead, &mut paths))?));
+                let found = one((pid, speaker), status, tracker, (ahead, &mut paths))?;
+                all.push((pid, found));
             }
         }
         Ok(all)
@@ -111,21 +114,31 @@ fn settled(pid: u32) -> Option<Status> {
 }
 
 fn one(
-    pid: u32,
+    (pid, speaker): (u32, u32),
     status: Status,
     tracker: Option<&Tracker>,
     known: (&Ahead, &mut Paths),
 ) -> Result<Gathered, CheckpointError> {
-    let stat = Stat::read(pid).map_err(failed(format!("reading /proc/{pid}/stat")))?;
-    let living = if status.state() == 'Z' {
+    let stat = |pid: u32| Stat::read(pid).map_err(failed(format!("reading /proc/{pid}/stat")));
+    let other = (speaker != pid).then_some(speaker).map(|speaker| {
+        let doing = format!("reading /proc/{speaker}/status");
+        Ok::<_, CheckpointError>((
+            Status::read(speaker).map_err(failed(doing))?,
+            stat(speaker)?,
+        ))
+    });
+    let other = other.transpose()?;
+    let living = if status.state() == 'Z' && other.is_none() {
         None
     } else {
-        Some(living(pid, tracker, known)?)
+        // The iterators begin with the leader.
+        Some(living(speaker, tracker.filter(|_| other.is_none()), known)?)
     };
     Ok(Gathered {
-        namespaces: namespaces_of(pid),
+        namespaces: namespaces_of(speaker),
         status,
-        stat,
+        stat: stat(pid)?,
+        speaker: other,
         living,
     })
 }

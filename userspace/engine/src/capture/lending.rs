@@ -20,12 +20,12 @@ pub(crate) struct Lending {
     pub(crate) rseq: Option<proto::Rseq>,
 }
 
-/// Lends the stub to the stopped threads of a process.
+/// Lends the stub to the stopped threads of a process; `status` is that of the one that speaks for it.
 pub(crate) fn lend(
     process: &mut freeze::Process,
     status: &Status,
 ) -> Result<Vec<Lending>, CheckpointError> {
-    let pid = process.pid;
+    let pid = process.speaker();
     let room =
         Room::find(pid as i32).map_err(failed(format!("reading the mappings of process {pid}")))?;
     let room = room.ok_or_else(|| {
@@ -36,7 +36,8 @@ pub(crate) fn lend(
             advice: "this happens only without a vdso: boot without vdso=0".to_owned(),
         }])
     })?;
-    if !room.is_calm() && procfs::threads(pid).len() > process.threads.len() {
+    let ended = usize::from(pid != process.pid);
+    if !room.is_calm() && procfs::threads(pid).len() > process.threads.len() + ended {
         return Err(CheckpointError::System {
             doing: format!("asking process {pid} alone"),
             source: std::io::Error::other("it may still be busy with a ckptd that was killed"),
@@ -68,25 +69,23 @@ pub(crate) fn lend(
     leader.task = Some(task);
     // A signal may have been delivered just before: its handler's frame is where the leader goes on now.
     refresh(leader, &mut states, pid)?;
-    let others = process.threads.keys().filter(|&&tid| tid != pid);
+    let others = process.threads.keys().copied().chain([process.pid]);
     let others: HashMap<u32, Status> = others
-        .filter_map(|&tid| Some((tid, Status::read(tid).ok()?)))
+        .filter(|&tid| tid != pid)
+        .filter_map(|tid| Some((tid, Status::read(tid).ok()?)))
         .collect();
     let pending = others.values().map(|other| other.hex("SigPnd"));
     let pending = pending.fold(status.hex("SigPnd") | status.hex("ShdPnd"), |a, b| a | b);
     let signal = freeze::quiet_signal(status.hex("SigCgt"), pending);
-    let inner_pid = status.inner("NSpid") as i32;
+    let inner = |tid: u32| others.get(&tid).unwrap_or(status).inner("NSpid") as i32;
+    let inner_pid = inner(process.pid);
     let mut lendings = Vec::new();
     for (nth, (tid, state, rseq)) in states.into_iter().enumerate() {
         let Some(thread) = process.threads.get(&tid) else {
             continue;
         };
-        let inner = if tid == pid {
-            inner_pid
-        } else {
-            others.get(&tid).map_or(tid, |s| s.inner("NSpid")) as i32
-        };
-        let slot = lent.slot(nth, thread.task()?, (inner_pid, inner), signal, &state)?;
+        let ids = (inner_pid, inner(tid));
+        let slot = lent.slot(nth, thread.task()?, ids, signal, &state)?;
         if tid == pid {
             process.slot = Some(slot);
         }
@@ -107,7 +106,7 @@ pub(super) fn interview(
     status: &Status,
     mut known: Vec<proto::PosixTimer>,
 ) -> Result<Vec<Answer>, CheckpointError> {
-    let pid = process.pid;
+    let pid = process.speaker();
     let mut asked = Vec::new();
     for Lending {
         tid,
@@ -170,7 +169,9 @@ pub(crate) fn borrow(frozen: &mut Frozen, pid: u32) -> Result<(), CheckpointErro
     if process.lent.is_some() {
         return Ok(());
     }
-    let status = Status::read(pid).map_err(failed(format!("reading /proc/{pid}/status")))?;
+    let speaker = process.speaker();
+    let status =
+        Status::read(speaker).map_err(failed(format!("reading /proc/{speaker}/status")))?;
     lend(process, &status)?;
     let frame = process.slot.map_or(0, |slot| slot.frame);
     let mut keep = Program::new();

@@ -18,7 +18,7 @@ use crate::{
     seccomp, timers, waits,
 };
 
-/// Captures one process that is not a zombie.
+/// Captures one process that is not a zombie. `status` and `stat` are those of the thread that speaks for it.
 pub(super) fn one(
     process: &mut freeze::Process,
     tracker: Option<&Tracker>,
@@ -31,7 +31,10 @@ pub(super) fn one(
     refusals: &mut Vec<Refusal>,
     sources: &mut Vec<Source>,
 ) -> Result<(), CheckpointError> {
-    let pid = process.pid;
+    let pid = process.speaker();
+    let ended = pid != process.pid;
+    // The iterators begin with the leader.
+    let tracker = tracker.filter(|_| !ended);
     let text = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
         std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
@@ -103,6 +106,7 @@ pub(super) fn one(
             timer_slack: told.timer_slack,
             place: told.place,
             personality: told.personality,
+            ended: None,
             filters,
             strict,
             dispatch: dispatch::capture(thread),
@@ -150,6 +154,23 @@ pub(super) fn one(
         } else {
             record.threads.push(record_thread);
         }
+    }
+    if ended {
+        let speaker = record.threads.first().cloned().unwrap_or_default();
+        let leader = process.pid;
+        let stat = Stat::read(leader).map_err(failed(format!("reading /proc/{leader}/stat")))?;
+        record.threads.insert(
+            0,
+            Thread {
+                tid: record.pid,
+                name: name(leader, leader),
+                credentials: speaker.credentials,
+                ended: Some(proto::Ended {
+                    wait_status: stat.field(52) as u32,
+                }),
+                ..Default::default()
+            },
+        );
     }
     for timer in &mut record.posix_timers {
         if timer.tid != 0 {

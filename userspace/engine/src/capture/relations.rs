@@ -16,6 +16,12 @@ pub(super) struct Ids {
     pub(super) outer_group: u32,
 }
 
+/// Why a process apart from the rest is refused, and what to do.
+const APART: (&str, &str) = (
+    "it is in other namespaces than the rest of the job",
+    "start it without unshare or a sandbox",
+);
+
 /// Everything that can be told from outside to be impossible.
 pub(crate) fn check(
     order: &[u32],
@@ -32,7 +38,8 @@ pub(crate) fn check(
             advice: advice.to_owned(),
         });
     };
-    if let Some(mount) = namespaces::own_mount(root) {
+    let of_root = statuses.get(&root).map_or(root, Status::speaker);
+    if let Some(mount) = namespaces::own_mount(of_root) {
         refuse(
             root,
             &format!("its mount at {mount}"),
@@ -44,7 +51,7 @@ pub(crate) fn check(
     let theirs = namespaces_of(root).unwrap_or_default();
     let ended = statuses
         .get(&root)
-        .is_some_and(|status| status.state() == 'Z');
+        .is_some_and(|status| status.state() == 'Z' && root == of_root);
     if !ended && std::iter::once(7).any(|nth| ours[nth] != theirs[nth]) {
         let advice = "run ckptd inside the container";
         refuse(
@@ -59,12 +66,19 @@ pub(crate) fn check(
             continue;
         };
         if status.state() == 'Z' {
-            if status.number("Threads") > 1 {
+            let other = status.speaker();
+            if other == *pid {
+                continue;
+            }
+            if namespaces_of(*pid).is_some_and(|own| own != theirs) {
+                refuse(*pid, "its namespaces", APART.0, APART.1);
+            }
+            if sys::pidfd_open(other as i32).is_err() {
                 refuse(
                     *pid,
                     "its leader thread",
-                    "it has ended while other threads run on",
-                    "let the main thread wait for the others",
+                    "it has ended while other threads run on, and this kernel shows the descriptors of a process through its leader only",
+                    "let the main thread wait for the others, or use Linux 6.9",
                 );
             }
             continue;
@@ -78,16 +92,8 @@ pub(crate) fn check(
                 "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
             );
         }
-        if *pid != root
-            && namespaces_of(*pid).is_some_and(|own| own != theirs)
-            && status.state() != 'Z'
-        {
-            refuse(
-                *pid,
-                "its namespaces",
-                "it is in other namespaces than the rest of the job",
-                "start it without unshare or a sandbox",
-            );
+        if *pid != root && namespaces_of(*pid).is_some_and(|own| own != theirs) {
+            refuse(*pid, "its namespaces", APART.0, APART.1);
         }
         let parent = status.number("PPid");
         for (share, what) in [

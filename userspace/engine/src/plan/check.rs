@@ -123,6 +123,29 @@ fn check_host(snapshot: &Snapshot, host: &Host) -> Vec<Refusal> {
     refusals
 }
 
+/// The end of a thread sends the children that it has made their parent-death signals. The leader of a restored process makes all of its
+/// children, and if it had ended, ends last.
+pub(super) fn check_ended(snapshot: &Snapshot) -> Vec<Refusal> {
+    let ended = snapshot.processes.iter().filter(|process| {
+        let leader = process.threads.first();
+        leader.is_some_and(|leader| leader.ended.is_some())
+    });
+    let ended: BTreeSet<u32> = ended.map(|process| process.pid).collect();
+    let told = snapshot.processes.iter().filter(|process| {
+        let mut threads = process.threads.iter();
+        ended.contains(&process.ppid) && threads.any(|thread| thread.parent_death_signal != 0)
+    });
+    let refuse = |process: &Process| {
+        refusal(
+            process.pid,
+            "its parent-death signal",
+            "the main thread of its parent has ended while others run on",
+            "let the main thread wait for the others",
+        )
+    };
+    told.map(refuse).collect()
+}
+
 /// What no image of ours says. Addresses and descriptors are used as they are, so they are looked at first.
 fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
     let mut bad = Vec::new();
@@ -204,9 +227,14 @@ fn check_shape(snapshot: &Snapshot) -> Vec<Refusal> {
         {
             say(pid, "its descriptors");
         }
+        let mut ended = process.threads.iter().filter(|t| t.ended.is_some());
+        if ended.clone().count() == process.threads.len() || ended.any(|t| t.tid != pid) {
+            say(pid, "its threads");
+        }
         if process
             .threads
             .iter()
+            .filter(|t| t.ended.is_none())
             .any(|t| remote::sys::registers_from_bytes(&t.registers).is_none())
         {
             say(pid, "its registers");

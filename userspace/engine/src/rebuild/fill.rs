@@ -129,6 +129,10 @@ impl Builder<'_> {
                 continue;
             };
             let outer = task.outer as u32;
+            // Once the leader has ended, nothing is seen through it.
+            if process.threads.iter().any(|thread| thread.ended.is_some()) {
+                continue;
+            }
             let pages = checkpoint.pages(memory.space);
             if !track::by_userfaultfd() {
                 let tracker = Box::new(SoftDirty::new(outer));

@@ -1,7 +1,9 @@
 //! The last step: registers are set, and everything runs.
 
+use std::time::Duration;
+
 use images::proto::process::State;
-use images::proto::{Process, Thread};
+use images::proto::{Ended, Process, Thread};
 use remote::confinement::SUSPEND_SECCOMP;
 use remote::seed::{self};
 use remote::stub::{self};
@@ -9,6 +11,7 @@ use remote::{RunError, Stopped, live, sys, task};
 
 use super::{Builder, broke, expect_stop, failed, missing};
 use crate::files::outer;
+use crate::procfs::Stat;
 use crate::{RestoreError, RestoreOptions, dispatch, waits};
 
 impl Builder<'_> {
@@ -27,12 +30,20 @@ impl Builder<'_> {
             for thread in &process.threads {
                 self.resume_wait(thread)?;
             }
-            let (task, _) = self.take(process.pid)?;
+            for thread in &process.threads {
+                if let Some(ended) = &thread.ended {
+                    self.end_thread(thread.tid, ended)?;
+                }
+            }
+            // The stub is taken out by one who runs on.
+            let mut lasting = process.threads.iter().filter(|t| t.ended.is_none());
+            let last = lasting.next().map_or(process.pid, |thread| thread.tid);
+            let (task, _) = self.take(last)?;
             let task = self
                 .remove_stub(task)
-                .map_err(|error| broke(&self.who(process.pid), error))?;
-            self.put(process.pid, task);
-            for thread in &process.threads {
+                .map_err(|error| broke(&self.who(last), error))?;
+            self.put(last, task);
+            for thread in process.threads.iter().filter(|t| t.ended.is_none()) {
                 self.set_thread(process, thread)?;
             }
         }
@@ -95,6 +106,22 @@ impl Builder<'_> {
                 let doing = format!("process {pid}: suspending filters of system calls");
                 task.set_options(options).map_err(failed(doing))?;
             }
+        }
+        Ok(())
+    }
+
+    /// A thread ends as it had ended. It is let go for that: of a leader whose process lives nobody could take the end.
+    fn end_thread(&mut self, tid: u32, ended: &Ended) -> Result<(), RestoreError> {
+        let (task, _) = self.take(tid)?;
+        let (outer, doing) = (task.tid(), || failed(format!("thread {tid}: ending again")));
+        let mut r = task.registers().map_err(doing())?;
+        (r.rip, r.rax, r.orig_rax) = (self.syscall_address(), libc::SYS_exit as u64, u64::MAX);
+        r.rdi = u64::from(ended.wait_status >> 8 & 0xff);
+        task.set_registers(&r).map_err(doing())?;
+        task.set_options(0).map_err(doing())?;
+        task.detach(0).map_err(doing())?;
+        while !Stat::read(outer as u32).map_err(doing())?.is_zombie() {
+            std::thread::sleep(Duration::from_micros(20));
         }
         Ok(())
     }

@@ -86,6 +86,7 @@ subjects! {
     hugetlb = own("hugetlb");
     mlock = own("mlock");
     mappings = own("mappings");
+    remapping = own("remapping");
     reserve = own("reserve");
     paging = own("paging");
     vdso = own("vdso");

@@ -3,6 +3,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // A scenario fails by panicking.
 
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,7 +37,7 @@ fn is_followed(job: &Job) -> bool {
 #[track_caller]
 fn expect_followed(job: &Job, processes: u64) {
     let mut last = Value::Null;
-    let found = tests::wait_at_most(std::time::Duration::from_secs(60), || {
+    let found = tests::wait_at_most(Duration::from_secs(60), || {
         last = listed(job)["watched"]["followed"].clone();
         (last["processes"] == processes).then_some(())
     });
@@ -52,6 +53,37 @@ fn saved(job: &Job) -> usize {
         .expect(0)
         .json();
     shown["processes"].as_array().unwrap().len()
+}
+
+/// `CKPTD_TEST_LOOKS` checkpoints, else some: what was seen before the job stood still is in none of them that has changed since.
+#[test]
+fn nothing_is_believed_that_has_changed_since() {
+    let looks = std::env::var("CKPTD_TEST_LOOKS").unwrap_or_else(|_| "8".into());
+    let looks: usize = looks.parse().unwrap();
+    let Some(mut job) = Job::start(&Subject::new("remapping")) else {
+        return;
+    };
+    for look in 0..looks {
+        // Mappings change in one way for some 30 ms.
+        std::thread::sleep(Duration::from_millis((look * 7 % 30) as u64));
+        let way: &[&str] = if look % 2 == 0 {
+            &["--bpf"]
+        } else {
+            &["--bpf", "--incremental"]
+        };
+        let _ = job.checkpoint(way).expect(0);
+    }
+    job.kill_all();
+    job.go();
+    for sequence in 1..=looks {
+        // What the job has said since would be cut off.
+        job.restore(&["--files", "keep", "--at", &sequence.to_string()]);
+        let code = job.wait();
+        assert!(
+            code == 0 && job.output().ends_with("PASS\n"),
+            "checkpoint {sequence}: exit status {code}\n{job}"
+        );
+    }
 }
 
 fn end(pid: i32) {
@@ -84,7 +116,7 @@ fn what_cannot_be_saved_is_told_at_once() {
         "{text}"
     );
     // Once, however often it is seen.
-    std::thread::sleep(std::time::Duration::from_millis(2500));
+    std::thread::sleep(Duration::from_millis(2500));
     let said = job.log();
     assert_eq!(said.matches("cannot be checkpointed").count(), 1, "{said}");
     job.go();
@@ -97,7 +129,7 @@ fn an_ordinary_job_is_not_warned_of() {
         return;
     };
     if is_followed(&job) {
-        std::thread::sleep(std::time::Duration::from_millis(2500));
+        std::thread::sleep(Duration::from_millis(2500));
     }
     assert_eq!(job.log(), "");
     job.go();

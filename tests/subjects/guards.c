@@ -40,6 +40,15 @@ int main(int argc, char **argv) {
     char *guarded = must(mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     fill(guarded, 16 * PAGE, 2);
     int light = madvise(guarded + 4 * PAGE, 2 * PAGE, MADV_GUARD_INSTALL) == 0;
+    /* In mappings of files since Linux 6.15. */
+    int file = must(open("file", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    must(ftruncate(file, 4 * PAGE));
+    char *others[3];
+    for (int i = 0; i < 3; i++) {
+        int flags = i == 0 ? MAP_PRIVATE : i == 1 ? MAP_SHARED : MAP_SHARED | MAP_ANONYMOUS;
+        others[i] = must(mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, flags, i < 2 ? file : -1, 0));
+        if (madvise(others[i] + PAGE, PAGE, MADV_GUARD_INSTALL) != 0) others[i] = NULL;
+    }
     char *nothing = must(mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     must(munmap(nothing, PAGE));
     ready();
@@ -49,6 +58,11 @@ int main(int argc, char **argv) {
     expect_fault(memory + 15 * PAGE + 3, SEGV_ACCERR, "PROT_NONE");
     expect_fault(nothing, SEGV_MAPERR, "nothing mapped");
     check(differs_at(memory, 16 * PAGE - PAGE, 1) == 15 * PAGE, "memory beside the guard differs");
+    for (int i = 0; i < 3; i++) {
+        if (!others[i]) continue;
+        expect_fault(others[i] + PAGE, SEGV_MAPERR, i == 0 ? "private file" : i == 1 ? "shared file" : "shared");
+        others[i][0] = 1, others[i][2 * PAGE] = 2;
+    }
     if (light) {
         expect_fault(guarded + 4 * PAGE, SEGV_MAPERR, "light guard");
         expect_fault(guarded + 6 * PAGE - 1, SEGV_MAPERR, "light guard");

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::compare::compare;
-use super::generate::{PROCESSES, script};
+use super::generate::{Host, PROCESSES, script};
 use super::op::{FILE_PAGES, Step, What};
 use super::page::{Content, Found};
 use super::world::World;
@@ -73,7 +73,7 @@ impl Driver {
         let mut driver = Self {
             job,
             mode,
-            script: script(seeds, huge_pages()),
+            script: script(seeds, host()),
             question: 0,
             limit: 0,
             orphaned: false,
@@ -370,6 +370,19 @@ impl Driver {
             .map(|taken| format!("  checkpoint {}: {:?}\n", taken.sequence, taken.bounds))
             .collect();
         format!("mode {}\n{}{}", self.mode.name, list.concat(), self.job)
+    }
+}
+
+fn host() -> Host {
+    let release = nix::sys::utsname::uname().expect("uname");
+    let release = release.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|word| word.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Host {
+        huge: huge_pages(),
+        guards: version >= (6, 13),
     }
 }
 

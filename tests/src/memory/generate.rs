@@ -75,12 +75,20 @@ struct Actor<'a> {
     world: &'a World,
     number: usize,
     dice: Dice,
+    host: Host,
+}
+
+/// What this machine has.
+#[derive(Clone, Copy)]
+pub(super) struct Host {
     /// Pages of hugetlbfs that may be used, in all.
-    huge: usize,
+    pub(super) huge: usize,
+    /// `MADV_GUARD_INSTALL` (Linux 6.13).
+    pub(super) guards: bool,
 }
 
 /// The steps that these random numbers stand for. Leaving some out leaves the others possible.
-pub(super) fn script(seeds: &[u64], huge: usize) -> Vec<Step> {
+pub(super) fn script(seeds: &[u64], host: Host) -> Vec<Step> {
     let mut world = World::new();
     let mut script = Vec::new();
     for (number, seed) in seeds.iter().enumerate() {
@@ -92,7 +100,7 @@ pub(super) fn script(seeds: &[u64], huge: usize) -> Vec<Step> {
             number: dice.pick(&alive),
             world: &world,
             dice,
-            huge,
+            host,
         };
         let step = actor.choose();
         world.take(number, &step);
@@ -336,6 +344,9 @@ impl Actor<'_> {
     }
 
     fn guard(&mut self) -> Option<(Area, What)> {
+        if !self.host.guards {
+            return None;
+        }
         let remove = self.dice.roll(3) == 0;
         let area = self.some(ARENA, |page| page.is_private() && (page.guard || !remove))?;
         let advice = if remove {
@@ -367,6 +378,7 @@ impl Actor<'_> {
             return Some((area, what));
         }
         let room = self
+            .host
             .huge
             .saturating_sub(self.world.huge_pages() / HUGE_PAGES);
         let most = room.min(ZONES[HUGE].pages / HUGE_PAGES);

@@ -79,30 +79,40 @@ pub(crate) fn capture(
     Ok(captured)
 }
 
-/// Finds the guard pages of a stopped process in its captured mappings. They are only `among` these ranges (by address, without overlap).
+/// Finds the guard pages of a stopped process in its captured mappings. In private ones they are only `among` these ranges (by address,
+/// without overlap).
 pub(crate) fn guards(
     pid: u32,
     mappings: &mut [Mapping],
     among: &[Range<u64>],
 ) -> Result<(), CheckpointError> {
     let pagemap = memory::Pagemap::open(pid)?;
+    // Since Linux 6.15 those of files too. The flag that says so ("gu") is newer, and set without the mappings being locked
+    // (mm/madvise.c, madvise_guard_install), so that it may not be known yet.
     let may_have = |mapping: &Mapping| {
-        let anonymous = mapping.kind() == Kind::Anonymous && mapping.huge_page_size == 0;
-        anonymous || has(&mapping.vm_flags, "gu")
+        let own = matches!(mapping.kind(), Kind::Vdso | Kind::Vvar);
+        !own && mapping.huge_page_size == 0
     };
     // Neighbours are looked at together: there may be thousands.
     let mut asked: Vec<Range<u64>> = Vec::new();
     for mapping in mappings.iter().filter(|mapping| may_have(mapping)) {
-        match asked.last_mut() {
-            Some(last) if last.end == mapping.start => last.end = mapping.end,
-            _ => asked.push(mapping.start..mapping.end),
+        let whole = mapping.start..mapping.end;
+        let shared = matches!(mapping.kind(), Kind::FileShared | Kind::AnonymousShared);
+        let parts: Vec<_> = if shared {
+            vec![whole]
+        } else {
+            within(among, &whole).collect()
+        };
+        for part in parts {
+            match asked.last_mut() {
+                Some(last) if last.end == part.start => last.end = part.end,
+                _ => asked.push(part),
+            }
         }
     }
     let mut guards = Vec::new();
-    for wanted in asked {
-        for range in within(among, &wanted) {
-            pagemap.guards(range, &mut guards)?;
-        }
+    for range in asked {
+        pagemap.guards(range, &mut guards)?;
     }
     for mapping in mappings.iter_mut().filter(|mapping| may_have(mapping)) {
         let run = |run: Range<u64>| PageRun {
@@ -214,7 +224,7 @@ fn classify(
         || path == "[stack]"
         || path.starts_with("[stack:")
     {
-        mapping.stack = path == "[stack]";
+        // Memory without a name of its own.
     } else if matches!(path, "/dev/zero" | "/anon_hugepage (deleted)") && !area.shared() {
         mapping.offset = 0;
     } else if path == "/dev/zero (deleted)"
@@ -278,6 +288,17 @@ pub(crate) fn layout(
         auxv: std::fs::read(&path).map_err(failed(format!("reading {path}")))?,
         exe,
     })
+}
+
+/// Notes the layout of an address space, and which mapping it makes the stack: prctl(2), `PR_SET_MM`, changes that without locking the
+/// mappings (kernel/sys.c, prctl_set_mm_map), so what they were called when they were read does not tell.
+pub(crate) fn lay_out(space: &mut AddressSpace, layout: MmLayout) {
+    let at = layout.start_stack;
+    for mapping in &mut space.mappings {
+        mapping.stack =
+            mapping.kind() == Kind::Anonymous && (mapping.start..=mapping.end).contains(&at);
+    }
+    space.layout = Some(layout);
 }
 
 /// Makes one mapping. `file`: the descriptor of its file or object. `filled`: pages will be written into it first.

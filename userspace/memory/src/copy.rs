@@ -36,7 +36,7 @@ pub struct Chunk<'a> {
     pub pages: &'a [u64],
     /// The bytes of these pages, one after the other.
     pub data: &'a [u8],
-    /// Pages that a running process no longer lets anybody read.
+    /// Pages of a running process that are not there any more, or that it does not let anybody read.
     pub gone: &'a [u64],
 }
 
@@ -94,7 +94,7 @@ fn copy_batches<'f, 's: 'f, E: From<Error>>(
                 Source::Process {
                     pid, runs: true, ..
                 } => {
-                    let memory = ProcessMemory::new(*pid);
+                    let memory = ProcessMemory::of_running(*pid);
                     match memory.read(&runs, data) {
                         Err(Error::Read { .. }) => {
                             read_what_is_there(&memory, &mut numbers, data, &mut gone)?;

@@ -1,4 +1,4 @@
-//! Bytes of a stopped process.
+//! Bytes of a process.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -15,24 +15,36 @@ use crate::Error;
 /// Most ranges that one system call takes: `UIO_MAXIOV`.
 const MAX_RANGES: usize = 1024;
 
-/// The memory of a stopped process.
+/// The memory of a process.
 ///
 /// It is read and written with `process_vm_readv(2)` and its twin, which are fast and keep to the mappings' own
 /// protection; what they may not touch (a `PROT_NONE` mapping with content) goes through `/proc/PID/mem`, which passes
 /// over it. There, kernels with `proc_mem.force_override=ptrace` obey the task's tracer only.
 pub struct ProcessMemory {
     pid: u32,
+    /// See [`ProcessMemory::of_running`].
+    runs: bool,
     /// `/proc/PID/mem`, opened when first needed.
     forced: OnceLock<File>,
 }
 
 impl ProcessMemory {
-    /// The memory of process `pid`.
+    /// The memory of process `pid`, which is stopped.
     #[must_use]
     pub fn new(pid: u32) -> Self {
         Self {
             pid,
+            runs: false,
             forced: OnceLock::new(),
+        }
+    }
+
+    /// That of one that runs, in which what is to be read may be gone. `/proc/PID/mem` is left alone: who reads there below a stack
+    /// makes it grow (mm/memory.c, `__access_remote_vm`).
+    pub(crate) fn of_running(pid: u32) -> Self {
+        Self {
+            runs: true,
+            ..Self::new(pid)
         }
     }
 
@@ -46,7 +58,7 @@ impl ProcessMemory {
         while let Some((address, length)) = left.next_range() {
             let rest = &mut buffer[left.done..];
             let moved = match process_vm_readv(pid, &mut [IoSliceMut::new(rest)], &left.ranges()) {
-                Ok(0) | Err(Errno::EFAULT) => self
+                Ok(0) | Err(Errno::EFAULT) if !self.runs => self
                     .forced()
                     .and_then(|mem| mem.read_at(&mut rest[..length], address)),
                 other => other.map_err(io::Error::from),

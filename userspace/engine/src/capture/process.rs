@@ -142,7 +142,8 @@ pub(super) fn one(
                 maps::guards(pid, &mut memory.space.mappings, maps::EVERYWHERE)?;
             }
             record.attributes.extend(memory.locked.take());
-            memory.space.layout = Some(maps::layout(pid, stat, told.brk, exe)?);
+            let layout = maps::layout(pid, stat, told.brk, exe)?;
+            maps::lay_out(&mut memory.space, layout);
             sources.push(Source::Process {
                 space,
                 pid,

@@ -158,6 +158,25 @@ fn a_page_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_stack_does_not_grow_for_being_read() {
+    let region = Region::new(16);
+    let child = Child::new(|| {
+        let below = region.range(0..15);
+        // SAFETY: only pages of the region, whose content nobody relies on.
+        unsafe { libc::munmap(below.start as *mut _, (below.end - below.start) as usize) };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN;
+        region.map(15..16, libc::PROT_READ | libc::PROT_WRITE, flags, -1);
+        region.fill(15, 1);
+    });
+    let below = region.range(14..15);
+    let answer =
+        ProcessMemory::of_running(child.pid()).read(std::slice::from_ref(&below), &mut [0; PAGE]);
+    assert!(matches!(answer, Err(Error::Read { .. })), "{answer:?}");
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.pid())).unwrap();
+    assert!(maps.contains(&format!("{:x}-", below.end)), "{maps}");
+}
+
+#[test]
 fn an_ended_process_is_an_error_not_a_hang() {
     let region = Region::new(8);
     let child = Child::new(|| region.fill(0, 1));

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 use remote::confinement::Dispatch;
 use remote::live::{self, Lent, State};
 use remote::stub::{self, Slot};
-use remote::{Outcome, Program, RunError, Running, Stop, Stopped, Waited, sys, task};
+use remote::{Outcome, Program, RunError, Running, Stopped, sys};
 
 use tracker::Tracker;
 
+use self::settling::{Moving, seize_refused};
 use crate::members::Members;
-use crate::procfs::{self, Status};
 use crate::waits;
-use crate::{CheckpointError, Refusal, Scope};
+use crate::{CheckpointError, Scope};
 
-/// How long a task may take to stop before it is named (it may be waiting for a disk).
-const PATIENCE: Duration = Duration::from_secs(30);
+mod settling;
+
+/// How long one that does not stop may take for it when the job is let go. It is let go with us then.
+const LAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A frozen job, by pids as ckptd sees them. Dropping it lets the job run on as if nothing had been.
 pub(crate) struct Frozen {
@@ -64,8 +66,13 @@ impl Thread {
     /// After an error halfway a task is still ours, and would stand still for as long as we live.
     fn recover(&mut self, tid: u32) {
         if self.task.is_none() {
-            self.task = live::recover(tid as i32);
+            self.task = live::recover(tid as i32, LAST_PATIENCE);
         }
+    }
+
+    /// Whether it may have something of ours.
+    fn is_changed(&self) -> bool {
+        self.task.is_some() || self.state.is_some()
     }
 }
 
@@ -106,7 +113,7 @@ impl Frozen {
             order: Vec::new(),
             since: Instant::now(),
         };
-        let mut moving: Vec<Running> = Vec::new();
+        let mut moving = Moving::default();
         let mut clocks = waits::Clocks::default();
         // Whoever tells later until when a thread waits need not be helped.
         let mut asleep_since = |tid: u32| match tracker {
@@ -117,12 +124,11 @@ impl Frozen {
         loop {
             let members = Members::now(scope, tracker);
             let found = frozen.seize_new(&members, &mut asleep_since, &mut moving)?;
-            let settled = moving.is_empty();
-            frozen.settle(&mut moving)?;
-            if !found && settled {
+            if !found && moving.is_empty() {
                 frozen.keep(members.order);
                 break;
             }
+            frozen.settle(&mut moving)?;
         }
         let (Scope::Tree { root } | Scope::Supervised { root, .. }) = scope;
         match frozen.processes.get(&root) {
@@ -159,199 +165,6 @@ impl Frozen {
             order: vec![pid],
             since,
         })
-    }
-
-    /// Attaches to tasks not seen before; says whether there were any.
-    fn seize_new(
-        &mut self,
-        members: &Members,
-        asleep_since: &mut dyn FnMut(u32) -> Option<u64>,
-        moving: &mut Vec<Running>,
-    ) -> Result<bool, CheckpointError> {
-        let mut found = false;
-        for &pid in &members.order {
-            let entry = self.processes.entry(pid);
-            let known = matches!(entry, std::collections::btree_map::Entry::Occupied(_));
-            let process = entry.or_insert_with(|| Process {
-                pid,
-                threads: BTreeMap::new(),
-                stopped_by: None,
-                lent: None,
-                slot: None,
-                options: task::FOLLOW,
-            });
-            if known
-                && process.threads.is_empty()
-                && Status::read(pid).is_ok_and(|s| s.state() == 'Z')
-            {
-                continue;
-            }
-            for tid in members.threads(pid) {
-                if process.threads.contains_key(&tid) {
-                    continue;
-                }
-                let asleep_since = asleep_since(tid);
-                let running = match Running::seize(tid as i32, task::FOLLOW) {
-                    Ok(running) => running,
-                    Err(error) => match seize_refused(pid, tid, error)? {
-                        Some(running) => running,
-                        None => continue,
-                    },
-                };
-                // ESRCH: it ended in between.
-                if running.interrupt().is_ok() {
-                    process.threads.insert(
-                        tid,
-                        Thread {
-                            task: None,
-                            state: None,
-                            asleep_since,
-                            held: Vec::new(),
-                            dispatch: None,
-                        },
-                    );
-                    moving.push(running);
-                    found = true;
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Waits until every moving task has stopped or ended.
-    fn settle(&mut self, moving: &mut Vec<Running>) -> Result<(), CheckpointError> {
-        let begin = Instant::now();
-        let mut pause = Duration::from_micros(10);
-        while !moving.is_empty() {
-            let mut still = Vec::new();
-            for running in moving.drain(..) {
-                let tid = running.tid() as u32;
-                match running
-                    .poll()
-                    .map_err(failed(format!("waiting for task {tid}")))?
-                {
-                    Err(running) => still.push(running),
-                    Ok(Waited::Gone) => self.forget(tid),
-                    Ok(Waited::Stopped(task)) => {
-                        if let Some(running) = self.stopped(task)? {
-                            still.push(running);
-                        }
-                    }
-                }
-            }
-            *moving = still;
-            if moving.is_empty() {
-                break;
-            }
-            if begin.elapsed() > Duration::from_millis(2) {
-                self.release_vfork_children(moving)?;
-            }
-            if begin.elapsed() > PATIENCE {
-                let tid = moving[0].tid() as u32;
-                return Err(CheckpointError::Refused(vec![Refusal {
-                    pid: tid,
-                    what: format!("task {tid}"),
-                    why: "it does not stop: it is in an uninterruptible wait in the kernel"
-                        .to_owned(),
-                    advice: format!(
-                        "see /proc/{tid}/stack and /proc/{tid}/wchan for what it waits for, and try again"
-                    ),
-                }]));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-
-    /// Takes a task that has stopped; gives it back when it has to move on to a better stop.
-    fn stopped(&mut self, task: Stopped) -> Result<Option<Running>, CheckpointError> {
-        let tid = task.tid() as u32;
-        let signal = match task.stop() {
-            Stop::Interrupt | Stop::Group(_) => {
-                for process in self.processes.values_mut() {
-                    if let Stop::Group(signal) = task.stop()
-                        && process.threads.contains_key(&tid)
-                    {
-                        process.stopped_by = Some(signal);
-                    }
-                    if let Some(thread) = process.threads.get_mut(&tid) {
-                        thread.task = Some(task);
-                        break;
-                    }
-                }
-                return Ok(None);
-            }
-            // Signals on the way are delivered; the interrupt stops the task behind them.
-            Stop::Signal(signal) => signal,
-            Stop::Event(_) | Stop::Syscall => 0,
-        };
-        let running = task
-            .resume(signal)
-            .map_err(failed(format!("resuming task {tid}")))?;
-        // An exec drops the interrupt.
-        let _ = running.interrupt();
-        Ok(Some(running))
-    }
-
-    fn forget(&mut self, tid: u32) {
-        for process in self.processes.values_mut() {
-            process.threads.remove(&tid);
-        }
-    }
-
-    /// A parent in vfork(2) cannot stop until its child execs or exits: such children, stopped already, go on until then.
-    fn release_vfork_children(&mut self, moving: &mut Vec<Running>) -> Result<(), CheckpointError> {
-        let waiting: Vec<u32> = moving.iter().map(|task| task.tid() as u32).collect();
-        for parent in waiting {
-            for child in procfs::children(parent) {
-                let Some(thread) = self
-                    .processes
-                    .get_mut(&child)
-                    .and_then(|p| p.threads.get_mut(&child))
-                else {
-                    continue;
-                };
-                let shares = sys::compare(parent as i32, child as i32, sys::Share::Memory, 0, 0);
-                if !shares.is_ok_and(|order| order == std::cmp::Ordering::Equal) {
-                    continue;
-                }
-                let Some(task) = thread.task.take() else {
-                    continue;
-                };
-                let mut running = task
-                    .resume(0)
-                    .map_err(failed(format!("resuming task {child}")))?;
-                loop {
-                    match running
-                        .wait()
-                        .map_err(failed(format!("waiting for task {child}")))?
-                    {
-                        Waited::Gone => {
-                            self.forget(child);
-                            break;
-                        }
-                        Waited::Stopped(task) => {
-                            let exec = task.stop() == Stop::Event(libc::PTRACE_EVENT_EXEC);
-                            let signal = if let Stop::Signal(signal) = task.stop() {
-                                signal
-                            } else {
-                                0
-                            };
-                            running = task
-                                .resume(signal)
-                                .map_err(failed(format!("resuming task {child}")))?;
-                            if exec {
-                                let _ = running.interrupt();
-                                moving.push(running);
-                                break;
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Takes these, by now, for the whole of the job. Processes without a thread that can be stopped are zombies, or gone.
@@ -416,20 +229,27 @@ impl Frozen {
             return;
         }
         for process in self.processes.values_mut() {
-            for (&tid, thread) in &mut process.threads {
+            let threads = process.threads.iter_mut();
+            for (&tid, thread) in threads.filter(|(_, thread)| thread.is_changed()) {
                 thread.recover(tid);
             }
             process.restore();
         }
-        for (_, process) in std::mem::take(&mut self.processes) {
-            for (tid, mut thread) in process.threads {
-                thread.recover(tid);
-                if let Some(task) = thread.task {
-                    let _ = task.detach(0);
-                }
-                for signal in thread.held {
-                    let _ = sys::tgkill(process.pid as i32, tid as i32, signal);
-                }
+        let processes = std::mem::take(&mut self.processes);
+        let threads = processes.into_values().flat_map(|process| {
+            let threads = process.threads.into_iter();
+            threads.map(move |(tid, thread)| (process.pid, tid, thread))
+        });
+        // Those that have not stopped come last: they may wait for the others.
+        let (stopped, moving): (Vec<_>, Vec<_>) =
+            threads.partition(|(.., thread)| thread.is_changed());
+        for (pid, tid, mut thread) in stopped.into_iter().chain(moving) {
+            thread.recover(tid);
+            if let Some(task) = thread.task {
+                let _ = task.detach(0);
+            }
+            for signal in thread.held {
+                let _ = sys::tgkill(pid as i32, tid as i32, signal);
             }
         }
     }
@@ -472,33 +292,6 @@ impl Process {
             }
         }
     }
-}
-
-/// Why a task could not be seized: gone, ours already (attached at its birth), or really refused.
-fn seize_refused(pid: u32, tid: u32, error: io::Error) -> Result<Option<Running>, CheckpointError> {
-    let Ok(status) = Status::read(tid) else {
-        return Ok(None);
-    };
-    if matches!(status.state(), 'Z' | 'X') || error.raw_os_error() == Some(libc::ESRCH) {
-        return Ok(None);
-    }
-    let tracer = status.number("TracerPid");
-    if tracer == 0 {
-        return Err(failed(format!(
-            "stopping process {pid} ({})",
-            status.text("Name")
-        ))(error));
-    }
-    if tracer == sys::gettid() as u32 || tracer == std::process::id() {
-        return Ok(Some(Running::attached(tid as i32)));
-    }
-    let name = procfs::link(&format!("/proc/{tracer}/exe")).unwrap_or_default();
-    Err(CheckpointError::Refused(vec![Refusal {
-        pid,
-        what: format!("task {tid}"),
-        why: format!("process {tracer} ({name}) is tracing it"),
-        advice: "let the debugger detach first".to_owned(),
-    }]))
 }
 
 /// The signal that tells of a program's end: one that nobody in the process has pending, as that would be taken for it or from it, and

@@ -6,6 +6,8 @@
 //! they changed, and a program ends in `rt_sigreturn` from a frame prepared beforehand. Normally neither is reached: the task is stopped
 //! first and given its registers back, so that the kernel itself continues an interrupted system call.
 
+use std::time::Duration;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -395,16 +397,16 @@ pub fn stop(running: Running) -> Result<Stopped, RunError> {
     }
 }
 
-/// A traced task that was lost sight of, by an error halfway: stopped where it is. `None` when it has ended.
-pub fn recover(tid: i32) -> Option<Stopped> {
+/// A traced task that was lost sight of, by an error halfway: stopped where it is. `None` when it has ended, or does not stop for so long.
+pub fn recover(tid: i32, patience: Duration) -> Option<Stopped> {
     let running = Running::attached(tid);
     running.interrupt().ok()?;
     // Only of a stopped task can this be asked; then there may be nothing left to wait for.
     if crate::sys::ptrace::registers(tid).is_ok() {
         return Some(Stopped::known(tid));
     }
-    match running.wait() {
-        Ok(Waited::Stopped(task)) => Some(task),
+    match running.wait_at_most(patience) {
+        Ok(Ok(Waited::Stopped(task))) => Some(task),
         _ => None,
     }
 }

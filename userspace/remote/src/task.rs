@@ -2,7 +2,7 @@
 //! signals belong to a [`Stopped`] one.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::sys::ptrace;
 
@@ -84,13 +84,26 @@ impl Running {
     /// The end of a main thread is told only when all threads of its process have been reaped (kernel/exit.c, delay_group_leader),
     /// which nobody does while we wait for this one. So this asks again and again instead of sleeping in the kernel.
     pub fn wait(self) -> io::Result<Waited> {
-        const EAGER: u32 = 50;
-        let (mut running, mut turn) = (self, 0u32);
+        let mut running = self;
         loop {
-            let ended = turn != 0 && turn % EAGER == 0 && ptrace::is_zombie(running.tid);
-            running = match running.poll()? {
+            match running.wait_at_most(Duration::MAX)? {
                 Ok(waited) => return Ok(waited),
-                Err(_) if ended => return Ok(Waited::Gone),
+                Err(moving) => running = moving,
+            }
+        }
+    }
+
+    /// As [`Running::wait`], for so long: the task itself when nothing has happened by then.
+    pub fn wait_at_most(self, patience: Duration) -> io::Result<Result<Waited, Self>> {
+        const EAGER: u32 = 50;
+        let (mut running, mut turn, begin) = (self, 0u32, Instant::now());
+        loop {
+            let looks = turn != 0 && turn % EAGER == 0;
+            let ended = looks && ptrace::is_zombie(running.tid);
+            running = match running.poll()? {
+                Ok(waited) => return Ok(Ok(waited)),
+                Err(_) if ended => return Ok(Ok(Waited::Gone)),
+                Err(running) if looks && begin.elapsed() > patience => return Ok(Err(running)),
                 Err(running) => running,
             };
             if turn < EAGER {

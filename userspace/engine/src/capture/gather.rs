@@ -120,14 +120,11 @@ fn one(
     known: (&Ahead, &mut Paths),
 ) -> Result<Gathered, CheckpointError> {
     let stat = |pid: u32| Stat::read(pid).map_err(failed(format!("reading /proc/{pid}/stat")));
-    let other = (speaker != pid).then_some(speaker).map(|speaker| {
-        let doing = format!("reading /proc/{speaker}/status");
-        Ok::<_, CheckpointError>((
-            Status::read(speaker).map_err(failed(doing))?,
-            stat(speaker)?,
-        ))
-    });
-    let other = other.transpose()?;
+    let other = match (speaker != pid).then(|| settled(speaker)).flatten() {
+        // All of the process may have ended meanwhile.
+        Some(status) if !matches!(status.state(), 'Z' | 'X') => Some((status, stat(speaker)?)),
+        _ => None,
+    };
     let living = if status.state() == 'Z' && other.is_none() {
         None
     } else {

@@ -176,3 +176,72 @@ fn what_is_damaged_is_never_read() {
     );
     assert!(job.to_string().contains("SIGBUS"), "nobody said it\n{job}");
 }
+
+#[test]
+fn huge_pages_are_huge_again() {
+    let Some(mut job) = saved("1") else { return };
+    fs::remove_file(job.work.join("go")).unwrap();
+    let huge = |job: &Job| {
+        let listed = run(job.ckptd("list").arg("--json")).json();
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps", listed[0]["pid"]));
+        let text = smaps.unwrap_or_default();
+        let sizes = text.lines().filter_map(|line| {
+            let size = line.strip_prefix("AnonHugePages:")?.strip_suffix("kB")?;
+            size.trim().parse::<u64>().ok()
+        });
+        sizes.sum::<u64>()
+    };
+    job.restore(&[]);
+    job.await_running();
+    let before = huge(&job);
+    if before == 0 {
+        return tests::skip("huge_pages_are_huge_again", "this kernel gives none");
+    }
+    job.kill_all();
+    job.restore(&["--lazy"]);
+    job.await_running();
+    wait_for("huge pages", || (huge(&job) >= before).then_some(()));
+    job.go();
+    job.finish();
+}
+
+/// What of the job's memory is in, and all of it, as `ckptd list` says; none when all is in.
+fn progress(job: &Job) -> Option<(u64, u64)> {
+    let listed = run(job.ckptd("list").arg("--json")).json();
+    let pages = &listed[0]["memory"];
+    Some((pages["done"].as_u64()?, pages["total"].as_u64()?))
+}
+
+#[test]
+fn a_checkpoint_names_what_is_missing_where_it_was() {
+    let Some(mut job) = saved("200") else { return };
+    fs::remove_file(job.work.join("go")).unwrap();
+    job.restore(&["--lazy", "--incremental"]);
+    job.await_running();
+    let small = |job: &Job| {
+        let said = job
+            .checkpoint(&["--incremental", "--json"])
+            .expect(0)
+            .json();
+        let bytes = said["bytes"].as_u64().unwrap();
+        assert!(bytes < 32 << 20, "{bytes} bytes were written\n{job}");
+    };
+    small(&job);
+    small(&job);
+    wait_for("all of the memory", || {
+        progress(&job).is_none().then_some(())
+    });
+    // Who watches the writes now has watched them all the while.
+    small(&job);
+    assert!(
+        !job.to_string().contains("cannot be checkpointed"),
+        "what is ckptd's own is taken for the job's\n{job}"
+    );
+    for sequence in ["2", "3", "4"] {
+        job.kill_all();
+        job.restore(&["--at", sequence]);
+        job.await_running();
+    }
+    job.go();
+    job.finish();
+}

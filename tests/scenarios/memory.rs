@@ -198,6 +198,7 @@ modes! {
     whole: [], [WHOLE], [];
     incremental: ["--incremental"], [INCREMENTAL, INCREMENTAL, INCREMENTAL, FORKED, WHOLE], ["--incremental"];
     lazy: [], [WHOLE], ["--lazy"];
+    lazy_incremental: ["--incremental"], [INCREMENTAL, INCREMENTAL, FORKED], ["--lazy", "--incremental"];
 }
 
 /// At each moment of a checkpoint in turn, it is cut off: the program is unharmed, and the next checkpoint is right.

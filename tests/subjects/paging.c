@@ -112,6 +112,11 @@ int main(int argc, char **argv) {
         if (i % 16) put(memory + i * PAGE, seeds[i] = (uint32_t)i + 1);
         put(still + i * PAGE, (uint32_t)i + 7);
     }
+    enum { HUGE = 2 << 20, HUGES = 4 };
+    char *huge = must(mmap(NULL, (HUGES + 1) * HUGE, access, kind, -1, 0));
+    huge += -(uintptr_t)huge % HUGE;
+    madvise(huge, HUGES * HUGE, MADV_HUGEPAGE);
+    for (size_t i = 0; i < HUGES * HUGE / PAGE; i++) put(huge + i * PAGE, (uint32_t)i + 9);
     ready();
     wait_go();
 
@@ -125,6 +130,8 @@ int main(int argc, char **argv) {
         check_page(i);
         check(holds(still + i * PAGE, (uint32_t)i + 7), "page %zu of what nobody changes is changed", i);
     }
+    for (size_t i = 0; i < HUGES * HUGE / PAGE; i++)
+        check(holds(huge + i * PAGE, (uint32_t)i + 9), "page %zu of huge pages is changed", i);
     over = 1;
     for (size_t i = 0; i < COUNT(onlookers); i++) pthread_join(onlookers[i], NULL);
     return finish();

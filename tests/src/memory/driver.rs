@@ -226,6 +226,14 @@ impl Driver {
     /// Has every page of every process compared with the model, everybody standing still where they are.
     #[track_caller]
     pub fn look(&mut self, when: &str) {
+        // The kernel refuses /proc/self/mem of a page that a lazy restore has yet to bring in: access_remote_vm() in mm/memory.c does not
+        // wait for a userfaultfd.
+        if self.mode.restore.contains(&"--lazy") {
+            wait_for("all of the memory", || {
+                let listed = run(self.job.ckptd("list").arg("--json")).json();
+                listed[0]["memory"].is_null().then_some(())
+            });
+        }
         let before = self.reached.clone();
         let answers = self.ask(0, true);
         self.settle(

@@ -3,15 +3,20 @@
 //! All is in the folder `lazy` of the job's entry in the run directory: `record.json` says what there is to serve, the journals what has
 //! become of it, `progress.json` how far it is. The folder goes when every page is in.
 
+mod ask;
+
+pub(crate) use ask::Desk;
+
 use crate::failure::Failure;
 use crate::output::{count, duration, size, tell};
 use crate::process::ProcessId;
 use crate::registry::write_atomically;
 use crate::supervisor::spawn_self;
-use engine::LazyJob;
+use engine::{Incoming, LazyJob, Missing as EngineMissing};
 use memory::serve::{Memory, Vault};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::stat::fstat;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -22,7 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Before a page server that has ended is replaced.
 const RESTART: Duration = Duration::from_millis(20);
@@ -47,6 +52,9 @@ pub(crate) struct Record {
     pub cache: usize,
     /// For how long to try to read what cannot be read, in seconds.
     pub patience: u64,
+    /// Who has to say, when every page is in, that it needs no server any more: the supervisor, if it watches the job's writes.
+    #[serde(default)]
+    pub supervisor: Option<ProcessId>,
     /// The processes.
     pub processes: Vec<Missing>,
 }
@@ -94,6 +102,7 @@ impl Record {
             stage,
             cache,
             patience: patience.as_secs(),
+            supervisor: job.protect.then(ProcessId::own),
             processes: job.processes.iter().map(missing).collect(),
         }
     }
@@ -110,6 +119,12 @@ impl Record {
                 .collect(),
         };
         self.processes.iter().map(memory).collect()
+    }
+
+    /// The processes that are still there, and the spaces that their memory came from.
+    pub(crate) fn alive(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let alive = self.processes.iter().filter(|m| m.process.is_alive());
+        alive.map(|missing| (missing.process.pid, missing.space))
     }
 
     /// The vault, from whichever of the job's processes still has it.
@@ -203,6 +218,8 @@ pub(crate) struct Serving(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     vault: Vault,
+    /// Where the job's writes are watched meanwhile: numbers of address spaces in the vault, and their processes.
+    watched: Option<Vec<(u32, u32)>>,
     entry: PathBuf,
     server: Mutex<Server>,
     changed: Condvar,
@@ -224,7 +241,9 @@ impl Serving {
             Failure::because(format!("cannot write to {}", entry.display()), error)
         })?;
         let server = start_server(&job.vault, entry)?;
-        Self::with(job.vault, server, entry)
+        let numbers = job.processes.iter();
+        let numbers = numbers.map(|(pid, memory)| (memory.number, *pid)).collect();
+        Self::with(job.vault, server, entry, job.protect.then_some(numbers))
     }
 
     /// Goes on where another supervisor was ended; none when every page is in.
@@ -239,12 +258,19 @@ impl Serving {
         let alive = Progress::read(entry).filter(|told| told.server.is_alive());
         let alive = alive.and_then(|told| open(told.server.pid).ok());
         let server = alive.map_or_else(|| start_server(&vault, entry), Ok)?;
-        Self::with(vault, server, entry).map(Some)
+        // Its writes since then are not known to us.
+        Self::with(vault, server, entry, None).map(Some)
     }
 
-    fn with(vault: Vault, server: OwnedFd, entry: &Path) -> Result<Self, Failure> {
+    fn with(
+        vault: Vault,
+        server: OwnedFd,
+        entry: &Path,
+        watched: Option<Vec<(u32, u32)>>,
+    ) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
             vault,
+            watched,
             entry: entry.to_owned(),
             server: Mutex::new(Server::Runs(server)),
             changed: Condvar::new(),
@@ -268,15 +294,77 @@ impl Serving {
 }
 
 /// The pages that a page server brings in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Pages(Arc<Shared>);
 
+/// How long a page server may take to answer, or to be replaced.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Between two tries to reach it.
+const PAUSE: Duration = Duration::from_millis(20);
+
 impl Pages {
-    /// Waits until all are in, or the job has ended.
-    pub(crate) fn wait(&self) {
+    /// Waits until all are in and the server has ended, or the job has.
+    pub(crate) fn wait_for_end(&self) {
         let server = self.0.lock();
         let runs = |server: &mut Server| matches!(server, Server::Runs(_));
         drop(self.0.changed.wait_while(server, runs));
+    }
+
+    /// Whether checkpoints can be taken meanwhile: see [`Incoming`].
+    pub(crate) fn are_watched(&self) -> bool {
+        self.0.watched.is_some()
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(*self.0.lock(), Server::Over)
+    }
+
+    fn ask(&self) -> io::Result<ask::Missing> {
+        let begun = Instant::now();
+        loop {
+            match ask::missing(&self.0.entry) {
+                // It may have been killed, and another is on its way.
+                Err(_) if begun.elapsed() < ANSWER && !self.is_over() => std::thread::sleep(PAUSE),
+                answer => return answer,
+            }
+        }
+    }
+}
+
+impl Incoming for Pages {
+    fn missing(&self) -> io::Result<EngineMissing> {
+        let told = self.ask()?;
+        if told.whole {
+            return Ok(EngineMissing::Nothing);
+        }
+        let watched = self.0.watched.as_deref().unwrap_or_default();
+        let mut processes = Vec::new();
+        for space in told.spaces {
+            let pid = watched.iter().find(|(n, _)| *n == space.number);
+            match pid {
+                Some((_, pid)) if !space.elsewhere => processes.push((*pid, space.in_place)),
+                _ => return Ok(EngineMissing::Elsewhere),
+            }
+        }
+        Ok(EngineMissing::InPlace(processes))
+    }
+
+    fn wait(&self) {
+        while !self.is_over() && self.ask().is_ok_and(|told| !told.whole) {
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn sockets(&self) -> [u64; 2] {
+        let vault = &self.0.vault;
+        [vault.receiver(), vault.sender()].map(|end| fstat(end).map_or(0, |stat| stat.st_ino))
+    }
+
+    fn release(&self) {
+        while !self.is_over() && ask::release(&self.0.entry).is_err() {
+            std::thread::sleep(PAUSE);
+        }
+        self.wait_for_end();
     }
 }
 
@@ -340,7 +428,8 @@ fn start_server(vault: &Vault, entry: &Path) -> Result<OwnedFd, Failure> {
     let sender = fcntl_dupfd_cloexec(vault.sender(), 10).map_err(failed)?;
     let arguments = ["ckptd".into(), "serve".into(), entry.as_os_str().to_owned()];
     let given = [(receiver.as_raw_fd(), 3), (sender.as_raw_fd(), 4)];
-    let pid = spawn_self(&arguments, &given, true, &SigSet::empty())?;
+    let start = || spawn_self(&arguments, &given, true, &SigSet::empty());
+    let pid = engine::start_apart(start)?;
     open(pid).map_err(failed)
 }
 

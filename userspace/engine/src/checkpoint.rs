@@ -91,9 +91,19 @@ fn attempt(
     clock.phase("ahead");
     let (ahead, pool) = look_ahead(options, live.is_some());
     clock.phase("freeze");
+    let mut frozen = Frozen::freeze(options.scope, options.tracker)?;
+    if let Some(tracking) = tracking.as_deref_mut()
+        && !tracking.find_missing()?
+    {
+        frozen.release(false);
+        clock.phase("memory");
+        tracking.await_memory();
+        clock.phase("freeze");
+        frozen = Frozen::freeze(options.scope, options.tracker)?;
+        tracking.find_missing()?;
+    }
     // Dropped when the job is released: the copies in it end with the help of their parents.
     let mut remainder = Remainder::default();
-    let mut frozen = Frozen::freeze(options.scope, options.tracker)?;
     fault::at("frozen")?;
     clock.phase("state");
     let numbers = tracking
@@ -236,8 +246,8 @@ impl Remainder {
         self.lost = tracking.lost();
         let bytes: u64 = remaining.iter().map(Source::estimate).sum();
         let limit = options.max_freeze.as_millis() as u64 * COPIED_PER_MS;
-        // Who does not run on need not be copied, and is not let go before all is written.
-        if options.kill || bytes <= limit.min(MAX_HELD) {
+        // Who does not run on need not be copied, and is not let go before all is written. A fork of who lacks pages would lack them too.
+        if options.kill || bytes <= limit.min(MAX_HELD) || numbers.sockets.is_some() {
             self.sources = remaining;
         } else {
             for source in remaining {

@@ -4,13 +4,19 @@
 //! go into a vault: a socket that the job's processes hold too, so that threads wait for their pages, rather than read zeros, when
 //! all of ckptd is killed.
 
-use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd, OwnedFd};
+mod image;
+
+pub use image::Image;
+pub(crate) use image::put_first;
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use images::proto::mapping::Kind;
-use images::proto::{Mapping, Process, Thread};
-use images::{Checkpoint, Frame, PAGE_SIZE, Where};
-use memory::serve::{Memory, PageSource, Unreadable, Vault};
+use images::proto::{Mapping, Process, Snapshot, Thread};
+use memory::HugePagePolicy;
+use memory::serve::{Memory, Vault};
 use memory::uffd::{self, feature, mode};
 use remote::{Blob, Program, live, sys};
 
@@ -26,7 +32,7 @@ pub struct LazyJob {
     pub descriptor: u32,
     /// Process ids as we see them, each with what is missing there.
     pub processes: Vec<(u32, Memory)>,
-    /// Pages are to go in write-protected.
+    /// Pages are to go in write-protected, and when all are in, writes are still watched: see [`crate::Incoming`].
     pub protect: bool,
 }
 
@@ -71,7 +77,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    pub(crate) fn new(processes: &[&Process], ours: std::ops::Range<u32>) -> Result<Self, String> {
+    pub(crate) fn new(processes: &[&Process], ours: Range<u32>) -> Result<Self, String> {
         let used: BTreeSet<u32> = processes
             .iter()
             .flat_map(|process| process.descriptors.iter().map(|d| d.fd))
@@ -162,11 +168,33 @@ pub(crate) fn can_wait(process: &Process, mapping: &Mapping) -> bool {
         && !["lo", "dp"].iter().any(|flag| has(&mapping.vm_flags, flag))
 }
 
+/// Mappings up to so many bytes are filled at once: what every program needs first is in them, and a page that is waited for costs more.
+const SMALL: u64 = 128 << 10;
+/// Bytes of these, in one process.
+const MOST_SMALL: u64 = 4 << 20;
+
+/// The mappings of a process whose pages may come later, by their addresses.
+pub(crate) fn later(process: &Process) -> BTreeSet<u64> {
+    let mut small = 0;
+    let waits = |mapping: &&Mapping| {
+        let size = mapping.end.saturating_sub(mapping.start);
+        let now = size <= SMALL && small + size <= MOST_SMALL;
+        if now {
+            small += size;
+        }
+        !now
+    };
+    let mappings = process.memory.iter().flat_map(|memory| &memory.mappings);
+    let mappings = mappings.filter(|m| can_wait(process, m));
+    mappings.filter(waits).map(|m| m.start).collect()
+}
+
 /// The mappings of a process whose pages come later.
 pub(crate) fn waiting(plan: &Plan, number: u32, process: &Process) -> Option<Memory> {
     let memory = process.memory.as_ref()?;
     let content = plan.content.get(&memory.space)?;
-    let waits = |mapping: &&Mapping| can_wait(process, mapping) && content.within(mapping);
+    let later = later(process);
+    let waits = |m: &&Mapping| later.contains(&m.start) && content.within(m);
     let mappings: Vec<_> = memory
         .mappings
         .iter()
@@ -180,104 +208,33 @@ pub(crate) fn waiting(plan: &Plan, number: u32, process: &Process) -> Option<Mem
     })
 }
 
-/// A checkpoint as the page server sees it.
-#[derive(Debug)]
-pub struct Image {
-    checkpoint: Checkpoint,
-    /// A copy on storage that is nearer.
-    staged: Option<Checkpoint>,
-    first: Vec<(u64, u64)>,
-}
-
-impl Image {
-    /// Serves from this checkpoint: what threads need to go on at all, then what is `known` to be needed soon (spaces and pages), then
-    /// what was written last, then the rest.
-    #[must_use]
-    pub fn new(checkpoint: Checkpoint, known: &[(u64, u64)]) -> Self {
-        let mut first = pointed_to(&checkpoint.snapshot().processes);
-        first.extend(known);
-        Self {
-            checkpoint,
-            staged: None,
-            first,
-        }
-    }
-
-    /// Reads from a copy of the checkpoint as long as that can be read.
-    #[must_use]
-    pub fn with_copy(mut self, staged: Option<Checkpoint>) -> Self {
-        self.staged = staged.filter(|staged| staged.is_copy_of(&self.checkpoint));
-        self
-    }
-}
-
-/// What the registers of threads lead to: their stacks before anything else.
-fn pointed_to(processes: &[Process]) -> Vec<(u64, u64)> {
-    let (mut stacks, mut others) = (Vec::new(), Vec::new());
-    for process in processes {
-        let Some(space) = process.memory.as_ref().map(|memory| memory.space) else {
-            continue;
-        };
-        let page = |address: u64| (space, address / PAGE_SIZE as u64);
-        let registers = process.threads.iter().map(|thread| &thread.registers);
-        for registers in registers.filter_map(|bytes| sys::registers_from_bytes(bytes)) {
-            stacks.push(page(registers.rsp));
-            let r = registers;
-            let pointers = [
-                r.fs_base, r.rip, r.rbp, r.rdi, r.rsi, r.rax, r.rbx, r.rcx, r.rdx, r.r8, r.r9,
-                r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
-            ];
-            others.extend(pointers.map(page));
-        }
-    }
-    stacks.extend(others);
-    stacks
-}
-
-impl PageSource for Image {
-    type Block = Frame;
-
-    fn locate(&self, space: u64, page: u64) -> Option<Frame> {
-        match self.checkpoint.locate(space, page)? {
-            Where::Frame(frame) => Some(frame),
-            Where::Zero => None,
-        }
-    }
-
-    fn first(&self) -> Vec<(u64, u64)> {
-        self.first.clone()
-    }
-
-    fn blocks(&self, space: u64) -> Box<dyn Iterator<Item = Frame> + Send + '_> {
-        Box::new(self.checkpoint.iter(space))
-    }
-
-    fn pages(&self, space: u64) -> u64 {
-        (self.checkpoint.pages(space) - self.checkpoint.zero_pages(space)).len()
-    }
-
-    fn key(frame: &Frame) -> u64 {
-        frame.key()
-    }
-
-    fn numbers(frame: &Frame) -> &[u64] {
-        &frame.pages
-    }
-
-    fn read(&self, frame: &Frame, out: &mut Vec<u8>) -> Result<(), Unreadable> {
-        let staged = self.staged.as_ref();
-        if staged.is_some_and(|staged| staged.read(frame, out).is_ok()) {
-            return Ok(());
-        }
-        let read = self.checkpoint.read(frame, out);
-        read.map_err(|error| Unreadable {
-            what: error.to_string(),
-            damaged: error.is_damage(),
+/// Where the kernel would have given huge pages to a process whose memory came in page by page, by its space in the image.
+#[must_use]
+pub fn huge_pages(snapshot: &Snapshot) -> HashMap<u64, Vec<Range<u64>>> {
+    let host = HugePagePolicy::of_host();
+    let wanted = |mapping: &&Mapping| match host {
+        HugePagePolicy::Always => !has(&mapping.vm_flags, "nh"),
+        HugePagePolicy::Asked => has(&mapping.vm_flags, "hg"),
+        HugePagePolicy::Never => false,
+    };
+    let processes = snapshot.processes.iter().filter(|p| !p.thp_disabled);
+    processes
+        .filter_map(|process| {
+            let memory = process.memory.as_ref()?;
+            let mappings = memory.mappings.iter().filter(|m| can_wait(process, m));
+            let ranges = mappings.filter(wanted).map(|m| m.start..m.end);
+            Some((memory.space, ranges.collect()))
         })
-    }
+        .collect()
+}
 
-    fn complain(&self, what: &str) {
-        tracing::error!("{what}");
+/// Has them again, in a process that may run.
+pub fn collapse(pid: u32, ranges: &[Range<u64>]) {
+    let Ok(pidfd) = sys::pidfd_open(pid as i32) else {
+        return;
+    };
+    if let Err(error) = memory::collapse(pid, pidfd.as_fd(), ranges) {
+        tracing::debug!("no huge pages: {error}");
     }
 }
 
@@ -344,7 +301,7 @@ pub(crate) fn register(
     fd: OwnedFd,
     memory: &Memory,
     protect: bool,
-) -> Result<OwnedFd, nix::errno::Errno> {
+) -> Result<uffd::Userfault, nix::errno::Errno> {
     let uffd = uffd::Userfault::new(fd);
     let mut rest = memory
         .mappings
@@ -358,35 +315,35 @@ pub(crate) fn register(
         }
         uffd.register(&range, setup.mode(protect))?;
     }
-    Ok(uffd.into())
+    Ok(uffd)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use images::proto::{AddressSpace, Thread};
+    use images::proto::AddressSpace;
 
     #[test]
-    fn stacks_come_before_what_registers_point_to() {
-        let thread = |rsp: u64, rdi: u64| {
-            let mut words = [0u64; 27];
-            (words[19], words[14]) = (rsp, rdi);
-            let registers = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-            Thread {
-                registers,
-                ..Thread::default()
-            }
+    fn small_mappings_do_not_wait_unless_there_are_many() {
+        let mapping = |nth: u64, size: u64| Mapping {
+            start: nth << 30,
+            end: (nth << 30) + size,
+            ..Mapping::default()
         };
-        let process = Process {
+        let process = |mappings| Process {
             memory: Some(AddressSpace {
-                space: 3,
+                mappings,
                 ..AddressSpace::default()
             }),
-            threads: vec![thread(0x7123, 0x9000), thread(0x5fff, 0), Thread::default()],
             ..Process::default()
         };
-        let found = pointed_to(&[process, Process::default()]);
-        assert_eq!(found[..2], [(3, 7), (3, 5)]);
-        assert!(found[2..].contains(&(3, 9)));
+        let few = [
+            mapping(1, 4096),
+            mapping(2, SMALL + 4096),
+            mapping(3, SMALL),
+        ];
+        assert_eq!(later(&process(few.into())), BTreeSet::from([2 << 30]));
+        let many = process((1..100).map(|nth| mapping(nth, SMALL)).collect());
+        assert_eq!(later(&many).len() as u64, 99 - MOST_SMALL / SMALL);
     }
 }

@@ -49,10 +49,11 @@ mod weigh;
 
 pub use api::*;
 pub use checkpoint::checkpoint;
-pub use lazy::{Image, LazyJob, Serve, can_be_lazy, close_vault, find_vault};
+pub use lazy::{Image, LazyJob, Serve, can_be_lazy, close_vault, collapse, find_vault, huge_pages};
 pub use lookout::Lookout;
+pub use members::start_apart;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::{idle_io, sigpipe_was_ignored};
-pub use track::Tracking;
+pub use track::{Incoming, Missing, Tracking, by_userfaultfd as tracks_by_userfaultfd};
 pub use weigh::needs_bpf;

@@ -95,7 +95,7 @@ fn mappings(pid: u32, tracker: &Tracker, refusals: &mut Vec<Refusal>) {
     }
     for mut area in areas::of(pid, Some(tracker), &mut HashMap::new()).unwrap_or_default() {
         // Write tracking of our own shows like this.
-        area.flags = area.flags.replace(" uw", "");
+        area.flags = maps::without_ours(&area.flags);
         refusals.extend(maps::refused(pid, &area));
     }
 }

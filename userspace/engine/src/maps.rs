@@ -21,8 +21,8 @@ pub(crate) struct Captured {
     pub(crate) locked: Option<Attribute>,
 }
 
-/// Judges the mappings of a stopped process; `ours` is left out. `space` will name its pages. Of a `watched` process the
-/// write tracking (a userfaultfd of ours) is not told.
+/// Reads the map of a stopped process; `ours` is left out. `space` will name its pages. Of a `watched` process the
+/// write tracking and of missing pages (userfaultfds of ours) is not told.
 pub(crate) fn capture(
     pid: u32,
     areas: Vec<Area>,
@@ -49,8 +49,8 @@ pub(crate) fn capture(
             continue;
         }
         let mut area = area;
-        if watched && area.has("uw") {
-            area.flags = area.flags.replace(" uw", "");
+        if watched {
+            area.flags = without_ours(&area.flags);
         }
         let mut mapping = match classify(pid, &area, table)? {
             Ok(mapping) => mapping,
@@ -167,6 +167,11 @@ pub(crate) fn is_device(flags: &str) -> bool {
 /// Whether flags are those of memory that a userfaultfd watches, other than for writes.
 pub(crate) fn is_watched(flags: &str) -> bool {
     has(flags, "um") || has(flags, "ui")
+}
+
+/// VmFlags without those that mappings have while we track writes, or bring in their pages.
+pub(crate) fn without_ours(flags: &str) -> String {
+    flags.replace(" um", "").replace(" uw", "")
 }
 
 /// Why a mapping cannot be restored for what it is, whatever its file may be.

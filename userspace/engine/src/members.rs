@@ -1,10 +1,12 @@
 //! Which processes a job has, and which threads they have.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{PoisonError, RwLock};
 
 use tracker::Tracker;
 
-use crate::{Scope, procfs};
+use crate::Scope;
+use crate::procfs::{self, Stat};
 
 /// The processes of a job at one moment, zombies included.
 pub(crate) struct Members {
@@ -79,8 +81,10 @@ fn walk(scope: Scope, followed: &[u32], mut children: impl FnMut(u32) -> Vec<u32
         Scope::Tree { root } => vec![root],
         Scope::Supervised { reaper, .. } => {
             let ours = std::process::id();
+            let apart = APART.read().unwrap_or_else(PoisonError::into_inner);
+            let is_apart = |pid| apart.get(&pid).is_some_and(|&then| then == born(pid));
             let mut first = children(reaper);
-            first.retain(|&pid| pid != ours);
+            first.retain(|&pid| pid != ours && !is_apart(pid));
             first
         }
     };
@@ -98,6 +102,25 @@ fn walk(scope: Scope, followed: &[u32], mut children: impl FnMut(u32) -> Vec<u32
             None => return all,
         }
     }
+}
+
+/// Pids and start times of children of this process that are no part of its job.
+static APART: RwLock<BTreeMap<u32, i64>> = RwLock::new(BTreeMap::new());
+
+/// Starts a child of this process that helps it, and is no part of the job that it supervises; gives its pid.
+///
+/// # Errors
+/// Those of `start`.
+pub fn start_apart<E>(start: impl FnOnce() -> Result<u32, E>) -> Result<u32, E> {
+    let mut apart = APART.write().unwrap_or_else(PoisonError::into_inner);
+    let pid = start()?;
+    apart.insert(pid, born(pid));
+    Ok(pid)
+}
+
+/// When a process was started, in clock ticks since boot; it tells those apart that had the same pid.
+fn born(pid: u32) -> i64 {
+    Stat::read(pid).map_or(-1, |stat| stat.field(22))
 }
 
 #[cfg(test)]

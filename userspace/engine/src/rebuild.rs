@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use images::Checkpoint;
 use images::proto::Snapshot;
 use images::proto::open_file::Kind as FileKind;
+use memory::uffd::Userfault;
 use remote::stub::{self, Slot};
 use remote::{Outcome, Program, RunError, Running, Stopped, Waited, sys};
 
@@ -36,6 +37,7 @@ pub fn rebuild(
         tasks: BTreeMap::new(),
         init: None,
         tracking: None,
+        lazy: BTreeMap::new(),
         left: Vec::new(),
     };
     match builder.build(checkpoint, options) {
@@ -68,6 +70,8 @@ struct Builder<'a> {
     init: Option<u32>,
     /// What is known of its memory since it was filled.
     tracking: Option<Tracking>,
+    /// Userfaultfds of processes (pids as we see them) whose memory comes later, until they are watched for writes too.
+    lazy: BTreeMap<u32, Userfault>,
     /// System V objects, which outlive processes.
     left: Vec<(remote::ipc::Kind, u32)>,
 }
@@ -135,7 +139,7 @@ impl Builder<'_> {
                     options.progress.phase("pages");
                     if let Some(serve) = options.lazy.filter(|_| self.plan.host.in_users_of_ours())
                     {
-                        self.leave_for_later(serve)?;
+                        self.leave_for_later(checkpoint, serve, options.watch)?;
                     }
                     self.fill(checkpoint, options)?;
                     if options.watch {

@@ -7,19 +7,23 @@ use images::proto::Snapshot;
 use images::{Checkpoint, Job, PageSet, Writer};
 use memory::Tracking as Method;
 use memory::track::{WriteTracker, Written};
+use memory::uffd::Userfault;
 use remote::sys;
 
+pub use self::incoming::{Incoming, Missing};
 use self::ledger::Ledger;
 pub(crate) use self::ledger::Settled;
 pub(crate) use self::numbers::SpaceNumbers;
 use self::space::Space;
-pub(crate) use self::watch::{by_userfaultfd, userfaultfd};
+pub use self::watch::by_userfaultfd;
+pub(crate) use self::watch::userfaultfd;
 use crate::freeze::Frozen;
 use crate::members::Members;
 use crate::pages::{self, Source};
 use crate::procfs::{self, Stat};
 use crate::{CheckpointError, Progress, RestoreError, Scope, areas, fault, maps};
 
+mod incoming;
 mod ledger;
 mod numbers;
 mod shared;
@@ -40,6 +44,8 @@ pub struct Tracking {
     last_number: u64,
     /// See [`Tracking::lost`].
     lost: Vec<(u64, PageSet)>,
+    /// Who brings in the memory of the job, while some is missing.
+    incoming: Option<Box<dyn Incoming>>,
 }
 
 /// So few pages are left to the freeze without another round: less than 1 ms of copying.
@@ -64,13 +70,15 @@ impl Tracking {
         self.last_number = self.last_number.max(number);
     }
 
-    /// Watches a stopped process whose memory has just been filled with the pages `present` of space `number`.
+    /// Watches a stopped process whose memory has just been filled with the pages `present` of space `number`, or will be through the
+    /// userfaultfd `lazy`.
     pub(crate) fn adopt(
         &mut self,
         pid: u32,
         number: u64,
         mut tracker: Box<dyn WriteTracker>,
         present: PageSet,
+        lazy: Option<Userfault>,
     ) -> Result<(), RestoreError> {
         let doing = || format!("watching process {pid}");
         let born = Stat::read(pid).map_err(|source| RestoreError::System {
@@ -89,6 +97,7 @@ impl Tracking {
         let mut space = Space::new(number, born.field(22), tracker);
         space.ledger = Ledger::of(present);
         space.areas = areas;
+        space.lazy = lazy;
         self.spaces.insert(pid, space);
         self.reserve(number);
         Ok(())
@@ -137,6 +146,7 @@ impl Tracking {
     /// Sees to it that every process of the job is watched, as far as that can be, and that all of it is taken if there is no base.
     pub(crate) fn begin(&mut self, scope: Scope, job: &Job) {
         if self.base(job).is_none_or(|base| !base.path().exists()) {
+            self.await_memory();
             self.base = None;
             let spaces = self.spaces.values_mut().map(|space| &mut space.ledger);
             let objects = self.objects.values_mut().map(|object| &mut object.ledger);
@@ -306,6 +316,7 @@ impl Tracking {
             objects: (self.objects.iter())
                 .map(|(&key, object)| (key, object.number))
                 .collect(),
+            sockets: self.incoming.as_ref().map(|incoming| incoming.sockets()),
             last: self.last_number,
         }
     }
@@ -453,6 +464,7 @@ impl Tracking {
         let ranges = areas.iter().map(|(range, _)| range);
         let mut settled = space.ledger.settle(space.number, ranges);
         settled.vanished(&space.tracker.vanished(&settled.present)?);
+        settled.missing(&space.missing);
         Ok(settled)
     }
 

@@ -3,18 +3,16 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
 use crate::PageSet;
+use crate::collapse;
 use crate::kernel::{self, PageRegion, Query, is};
 
 /// Bytes of a huge page: what one entry of a page middle directory spans.
 pub(crate) const BLOCK: u64 = 2 << 20;
-
-/// include/uapi/asm-generic/mman-common.h
-const MADV_COLLAPSE: i32 = 25;
 
 /// The blocks of a process that were huge pages when they were found to be written, by number.
 #[derive(Debug, Default)]
@@ -56,7 +54,7 @@ impl HugePages {
                 continue;
             }
             let ready = find(pagemap, &block, written) == [block.clone()];
-            left |= !ready || collapse(&process, &block).is_err();
+            left |= !ready || collapse::advise(process.as_fd(), &block).is_err();
         }
         Ok(left)
     }
@@ -85,22 +83,4 @@ fn find(pagemap: &File, range: &Range<u64>, query: Query) -> Vec<Range<u64>> {
         }
     }
     runs
-}
-
-/// Asks for a huge page in place of 512 small ones. Holes stay holes: the kernel makes no pages where a userfaultfd watches
-/// (`hpage_collapse_scan_pmd()` in mm/khugepaged.c).
-fn collapse(process: &OwnedFd, block: &Range<u64>) -> Result<(), Errno> {
-    let vector = [block.start, block.end - block.start];
-    // SAFETY: `vector` is one `struct iovec`, whose address is one of the other process; the advice changes no content.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_process_madvise,
-            process.as_raw_fd(),
-            vector.as_ptr(),
-            1,
-            MADV_COLLAPSE,
-            0,
-        )
-    };
-    Errno::result(done).map(drop)
 }

@@ -3,6 +3,7 @@
 //! The processes are stopped while this looks at them or fills them; nothing here stops one. Ranges are byte
 //! addresses (or byte offsets into a shared memory object), page aligned, half open.
 
+mod collapse;
 mod copy;
 mod huge;
 mod kernel;
@@ -18,6 +19,7 @@ mod unshared;
 
 use std::io;
 
+pub use collapse::{HugePagePolicy, collapse};
 pub use copy::{Chunk, Source, copy_out};
 pub use object::Object;
 pub use pagemap::{Kind, Pagemap};

@@ -135,6 +135,16 @@ pub trait WriteTracker: Send {
         Ok(pages.fold(PageSet::new(), |all, pages| all | pages))
     }
 
+    /// Goes on watching `area` of a stopped process, which was watched through the userfaultfd of a lazy restore. What was
+    /// written by then must have been collected.
+    ///
+    /// # Errors
+    /// As [`WriteTracker::collect`].
+    fn take_over(&mut self, area: &Range<u64>, lazy: &Userfault) -> Result<(), Error> {
+        let _ = (area, lazy);
+        Ok(())
+    }
+
     /// Whether what is written in the middle of a collect is lost: then whoever shares the address space must be stopped for it.
     fn needs_stop(&self) -> bool {
         false
@@ -188,10 +198,10 @@ impl WriteProtect {
 
     /// The address space that the userfaultfd belongs to is still there.
     fn check_alive(&self) -> Result<(), Error> {
-        // Nothing is mapped at the first page, of which the kernel says ENOENT only after it has found the address space.
-        match self.uffd.write_protect(&(0..PAGE_SIZE), false) {
-            Err(Errno::ESRCH) => Err(Error::Gone { pid: self.pid }),
-            _ => Ok(()),
+        if self.uffd.is_alive() {
+            Ok(())
+        } else {
+            Err(Error::Gone { pid: self.pid })
         }
     }
 
@@ -309,8 +319,12 @@ impl WriteTracker for WriteProtect {
             if self.scan(&pagemap, &range, shared, written)?.is_ok() {
                 continue;
             }
-            written.whole.push(range);
             for area in batch {
+                // Its neighbours may be watched, perhaps by the userfaultfd of a lazy restore.
+                if batch.len() > 1 && self.scan(&pagemap, area, shared, written)?.is_ok() {
+                    continue;
+                }
+                written.whole.push(area.clone());
                 // Who cannot be watched (another userfaultfd has it, or it went away) comes whole the next time too.
                 if self.uffd.register(area, uffd::mode::WP).is_ok() {
                     let _ = self.scan(&pagemap, area, shared, &mut ignored)?;
@@ -321,6 +335,18 @@ impl WriteTracker for WriteProtect {
         normalize(&mut written.whole);
         normalize(&mut written.empty);
         self.check_alive()
+    }
+
+    /// Registering it again without the mode for missing pages would leave that mode on (userfaultfd_register_range() in
+    /// mm/userfaultfd.c: a mapping that has all modes asked for is passed over), and giving it up takes all protection away.
+    fn take_over(&mut self, area: &Range<u64>, lazy: &Userfault) -> Result<(), Error> {
+        // Where that fails, it is not the lazy restore's; or the next collect finds it unwatched.
+        if lazy.unregister(area).is_ok() && self.uffd.register(area, uffd::mode::WP).is_ok() {
+            let path = format!("/proc/{}/pagemap", self.pid);
+            let pagemap = File::open(&path).map_err(|source| failed(self.pid, path, source))?;
+            let _ = self.scan(&pagemap, area, false, &mut Written::default())?;
+        }
+        Ok(())
     }
 
     /// Not mappings of files: MADV_GUARD_INSTALL would never end where pages are write-protected, as it tries until nothing is left

@@ -236,6 +236,16 @@ impl Userfault {
         }
     }
 
+    /// Whether the address space it belongs to is still there: not exited, nor replaced by exec.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        // Lifting the protection of a page only means that it counts as written; and nothing but a stack without address space
+        // randomization lies there. Lower addresses than vm.mmap_min_addr are refused before anybody looks for the address space.
+        let last = 0x7fff_ffff_e000;
+        let mut arg = [last, crate::PAGE_SIZE, 0];
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut arg) != Err(Errno::ESRCH)
+    }
+
     fn ioctl<const N: usize>(&self, request: u32, arg: &mut [u64; N]) -> Result<(), Errno> {
         // SAFETY: each request above takes a structure of N words, which `arg` is; addresses in it are those of another
         // process, but for the source of UFFDIO_COPY, which is a slice borrowed by the caller for the whole call.

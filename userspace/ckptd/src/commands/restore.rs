@@ -159,8 +159,8 @@ pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failur
         match engine::can_be_lazy().and(inside) {
             Ok(()) => {
                 options.lazy = Some(&serve);
-                // A mapping has one userfaultfd: writes are watched when all pages are in.
-                options.watch = false;
+                // Soft-dirty bits tell nothing of pages that come in.
+                options.watch &= engine::tracks_by_userfaultfd();
             }
             Err(why) => tell(&format!(
                 "ckptd: the job starts when all of its memory is in: {why}\n"
@@ -224,6 +224,9 @@ pub(crate) fn execute(args: &Restore, since: Instant) -> Result<ExitCode, Failur
         }
     }
     let serving = serving.take();
+    if let (Some(tracking), Some(serving)) = (&mut tracking, &serving) {
+        tracking.expect(Box::new(serving.pages()));
+    }
     let schedule = args.schedule.in_store(dir, args.bpf);
     post.supervise(
         signals,

@@ -2,7 +2,7 @@
 
 use crate::cli::Serve;
 use crate::failure::Failure;
-use crate::lazy::{self, Progress, Record};
+use crate::lazy::{self, Desk, Progress, Record};
 use crate::process::ProcessId;
 use crate::progress::Meter;
 use crate::stage;
@@ -46,11 +46,18 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
         patience: Duration::from_secs(record.patience),
     };
     let held = record.find_vault();
+    let huge = engine::huge_pages(checkpoint.snapshot());
     let staged = record.stage.as_deref();
     let staged = staged.and_then(|dir| stage::find(dir, &record.job, &checkpoint));
     let image = Image::new(checkpoint, &known).with_copy(staged);
     let server = Server::start(image, &record.memories(), vault, settings)
         .map_err(|error| Failure::because("cannot serve the job's memory", error))?;
+    let desk = record
+        .supervisor
+        .map(|_| Desk::open(entry, Arc::clone(&server)));
+    let desk = desk
+        .transpose()
+        .map_err(|error| Failure::because("cannot listen to the job's supervisor", error))?;
     let learn = || {
         // Who may read a store may not always write to it; then nothing is learned.
         if let Err(error) = job.learn(&known, &server.touched()) {
@@ -68,6 +75,11 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
             learn();
         }
     }
+    say(&server, entry, &meter);
+    if let (Some(supervisor), Some(desk)) = (record.supervisor, &desk) {
+        // Fresh memory is missing too, until it is no longer watched for that.
+        while supervisor.is_alive() && !desk.is_released(INTERVAL) {}
+    }
     server.end();
     watch
         .stop(Operation::Serve, record.sequence, None)
@@ -80,6 +92,10 @@ fn serve(record: &Record, entry: &Path, vault: Vault) -> Result<u64, Failure> {
     drop(meter);
     let _ = std::fs::remove_dir_all(lazy::folder(entry));
     learn();
+    // Where writes are watched, huge pages would be split again.
+    for (pid, space) in record.alive().filter(|_| !record.protect) {
+        engine::collapse(pid, huge.get(&space).map_or(&[], Vec::as_slice));
+    }
     Ok(pages)
 }
 

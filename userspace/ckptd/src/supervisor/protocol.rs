@@ -47,7 +47,7 @@ pub(crate) fn ask(
     request: &Request,
     mut hear: impl FnMut(&Reply),
 ) -> io::Result<Reply> {
-    let mut stream = UnixStream::connect(short(socket)?.path())?;
+    let mut stream = connect(socket)?;
     send(&mut stream, request)?;
     for line in BufReader::new(stream).lines() {
         let reply = serde_json::from_str(&line?)?;
@@ -57,6 +57,11 @@ pub(crate) fn ask(
         }
     }
     Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Connects to the socket at `path`.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(short(path)?.path())
 }
 
 /// Makes the socket at `path`.

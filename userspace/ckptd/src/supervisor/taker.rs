@@ -32,6 +32,9 @@ pub(crate) struct Schedule {
     pub track: TrackArgs,
 }
 
+/// Between two looks whether a lazily restored job has all of its memory.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// The thread, from the supervisor's side.
 pub(crate) struct Taker {
     requests: Sender<(Order, Answer)>,
@@ -113,10 +116,17 @@ impl Work {
         let mut due = self.schedule.every.map(|every| Instant::now() + every);
         loop {
             let huge_pages = self.huge_pages.map(|(due, _)| due);
-            let times = [due, huge_pages].into_iter().flatten();
+            // While memory is coming in, somebody has to see when all of it is in.
+            let memory = self.memory.as_ref().filter(|memory| memory.are_watched());
+            let look = memory.map(|_| Instant::now() + LOOK);
+            let times = [due, huge_pages, look].into_iter().flatten();
             let next = times.fold(self.watch.next, Instant::min);
             let has_come = |time: Option<Instant>| time.is_some_and(|time| time <= Instant::now());
-            match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            let request = inbox.recv_timeout(next.saturating_duration_since(Instant::now()));
+            if has_come(look) {
+                self.take_over();
+            }
+            match request {
                 Ok((mut order, answer)) => {
                     order.no_bpf |= self.schedule.order.no_bpf && !order.bpf;
                     // A whole one would take the marks of our write tracking for the job's own.
@@ -152,10 +162,10 @@ impl Work {
 
     fn take(&mut self, order: &Order, progress: &dyn engine::Progress) -> Result<Report, Failure> {
         let since = Instant::now();
-        // A checkpoint is taken of a job that has all of its memory.
-        if let Some(memory) = self.memory.take() {
+        // Where it is not watched, a checkpoint is taken of a job that has all of its memory.
+        if let Some(memory) = self.memory.take_if(|memory| !memory.are_watched()) {
             progress.phase("memory");
-            memory.wait();
+            memory.wait_for_end();
         }
         if order.incremental && self.tracking.is_none() {
             match Tracking::new() {
@@ -199,6 +209,21 @@ impl Work {
         });
     }
 
+    /// Ends the lazy restore when all memory is in.
+    fn take_over(&mut self) {
+        let Some(tracking) = &mut self.tracking else {
+            return;
+        };
+        let _guard = self.busy.lock();
+        match tracking.take_over(self.target.scope) {
+            Ok(true) => self.memory = None,
+            Ok(false) => {}
+            Err(error) => tracing::debug!("{error}"),
+        }
+        // Children may have ended meanwhile.
+        let _ = kill(getpid(), Signal::SIGCHLD);
+    }
+
     fn on_time(&mut self) {
         let order = self.schedule.order.clone();
         match self.take(&order, &Silent) {
@@ -214,7 +239,9 @@ impl Work {
     /// Has old checkpoints and dead pages removed, beside what comes next.
     fn tidy(&mut self, order: &Order, keep: images::Keep) {
         let job = images::Store::open(&order.dir).and_then(|store| store.job(&self.name));
+        // The page server reads the checkpoint that the job was restored from.
         if let Ok(job) = job
+            && self.memory.is_none()
             && (order.incremental || !keep.all())
         {
             self.upkeep.begin(job, keep);

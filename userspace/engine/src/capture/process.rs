@@ -136,8 +136,10 @@ pub(super) fn one(
             let ours = process.lent.as_ref().map_or(0..0, Lent::range);
             let space = table.spaces.of(pid);
             let watched = table.spaces.is_watched(pid);
+            // A child inherits the userfaultfd of a lazy restore.
+            let by_us = watched || table.spaces.sockets.is_some();
             let areas = std::mem::take(&mut areas);
-            let mut memory = maps::capture(pid, areas, (space, watched), &ours, table, refusals)?;
+            let mut memory = maps::capture(pid, areas, (space, by_us), &ours, table, refusals)?;
             if !watched {
                 maps::guards(pid, &mut memory.space.mappings, maps::EVERYWHERE)?;
             }

@@ -226,6 +226,10 @@ impl Table {
                 Some(told) if is_simple(&told) => hold_told(pid, &pidfd, told)?,
                 _ => hold(pid, &pidfd, fd)?,
             };
+            let ours = self.spaces.sockets.unwrap_or_default();
+            if held.link.starts_with("socket:") && ours.contains(&held.meta.ino()) {
+                continue;
+            }
             let what = format!("descriptor {fd} ({})", held.link);
             match self.descriptor(held, identity) {
                 Ok(descriptor) => descriptors.push(descriptor),

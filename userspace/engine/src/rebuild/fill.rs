@@ -1,5 +1,6 @@
 //! Pages: brought in now or left for later, and watched.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -18,13 +19,18 @@ use crate::{LazyJob, RestoreError, RestoreOptions, Serve, Tracking, lazy, track}
 
 impl Builder<'_> {
     /// Registers what can come later with userfaultfds, and has it served from now on.
-    pub(super) fn leave_for_later(&mut self, serve: &Serve<'_>) -> Result<(), RestoreError> {
+    pub(super) fn leave_for_later(
+        &mut self,
+        checkpoint: &Checkpoint,
+        serve: &Serve<'_>,
+        watch: bool,
+    ) -> Result<(), RestoreError> {
         let no = |why: String| failed("preparing a lazy restore")(io::Error::other(why));
         let snapshot = self.snapshot;
         let alive = snapshot.processes.iter();
         let alive: Vec<&Process> = alive.filter(|p| p.state() != State::Zombie).collect();
         let setup = lazy::Setup::new(&alive, self.plan.ours.clone()).map_err(no)?;
-        let protect = false;
+        let protect = watch && track::by_userfaultfd();
         let mut found: Option<(Vault, u32)> = None;
         let mut processes = Vec::new();
         for process in &alive {
@@ -59,10 +65,14 @@ impl Builder<'_> {
                 };
                 vault.keep(label, uffd.as_fd()).map_err(failed(what))?;
             }
+            lazy::put_first(checkpoint, process, &memory, &uffd, protect);
             let mut program = Program::new();
             program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
             self.run(pid, what, &program)?;
             let outer = self.tasks.get(&pid).map_or(0, |task| task.outer as u32);
+            if protect {
+                self.lazy.insert(outer, uffd);
+            }
             processes.push((outer, memory));
         }
         let Some((vault, _)) = found else {
@@ -91,15 +101,17 @@ impl Builder<'_> {
             let (Some(memory), Some(task)) = (&process.memory, self.tasks.get(&process.pid)) else {
                 continue;
             };
+            let later = match options.lazy {
+                Some(_) if self.plan.host.in_users_of_ours() => lazy::later(process),
+                _ => BTreeSet::new(),
+            };
             let area = |m: &images::proto::Mapping| {
                 let zero_matters = m.kind() == Kind::FilePrivate;
                 matches!(m.kind(), Kind::Anonymous | Kind::FilePrivate).then_some(Area {
                     range: m.start..m.end,
                     place: Place {
                         zero_matters,
-                        later: options.lazy.is_some()
-                            && self.plan.host.in_users_of_ours()
-                            && lazy::can_wait(process, m),
+                        later: later.contains(&m.start),
                     },
                 })
             };
@@ -136,7 +148,7 @@ impl Builder<'_> {
             let pages = checkpoint.pages(memory.space);
             if !track::by_userfaultfd() {
                 let tracker = Box::new(SoftDirty::new(outer));
-                tracking.adopt(outer, memory.space, tracker, pages)?;
+                tracking.adopt(outer, memory.space, tracker, pages, None)?;
                 continue;
             }
             let (program, made) = track::userfaultfd();
@@ -147,7 +159,8 @@ impl Builder<'_> {
             program.must(libc::SYS_close, &[fd.into()], "close the userfaultfd");
             self.run(process.pid, "close the userfaultfd", &program)?;
             let tracker = Box::new(WriteProtect::new(outer, uffd));
-            tracking.adopt(outer, memory.space, tracker, pages)?;
+            let lazy = self.lazy.remove(&outer);
+            tracking.adopt(outer, memory.space, tracker, pages, lazy)?;
         }
         for &(maker, fd, space, _) in &self.plan.objects {
             let stat = nix::sys::stat::fstat(self.descriptor(maker, fd)?);

@@ -46,11 +46,22 @@ impl Ledger {
         self.doubt();
     }
 
+    /// The pages of these that the base has.
+    pub(super) fn present_among(&self, pages: &PageSet) -> PageSet {
+        pages & &self.present
+    }
+
     /// A checkpoint begins.
     pub(super) fn begin(&mut self) {
         self.todo = self.written.clone();
         self.copied.clear();
         self.put.clear();
+    }
+
+    /// What was empty may be filled with what was missing there. Whatever is still empty the next look tells anew.
+    pub(super) fn forget_empty(&mut self) {
+        self.written.empty.clear();
+        self.todo.empty.clear();
     }
 
     /// This was written.
@@ -138,6 +149,12 @@ impl Settled {
         self.forgotten |= pages & &(&self.present - &self.kept);
         self.kept -= pages;
         self.present -= pages;
+    }
+
+    /// These lie where the base has them, and had yet to come in.
+    pub(super) fn missing(&mut self, pages: &PageSet) {
+        self.kept |= pages;
+        self.present |= pages;
     }
 
     /// These were read last of all.

@@ -11,6 +11,8 @@ pub(crate) struct SpaceNumbers {
     pub(super) watched: HashMap<u32, u64>,
     /// Of shared memory, known before or met now.
     pub(super) objects: HashMap<Key, u64>,
+    /// Sockets of ours in the job while its memory is coming in, by inode; then its mappings are watched for missing pages.
+    pub(crate) sockets: Option<[u64; 2]>,
     pub(crate) last: u64,
 }
 

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use images::PageSet;
 use memory::Unshared;
 use memory::track::{WriteTracker, Written};
+use memory::uffd::Userfault;
 
 use super::ledger::Ledger;
 use super::watch::writes_directly;
@@ -32,6 +34,10 @@ pub(super) struct Space {
     hot: u32,
     /// See [`Space::may_have_forked`].
     unshared: Option<Unshared>,
+    /// The userfaultfd of its lazy restore, while memory of it may be missing.
+    pub(super) lazy: Option<Userfault>,
+    /// Pages of the base that had yet to come in when the job stood still.
+    pub(super) missing: PageSet,
 }
 
 /// Checkpoints for which a space that was written faster than it was copied is copied late.
@@ -39,17 +45,22 @@ const TRY_AGAIN: u32 = 5;
 
 impl Space {
     pub(super) fn new(number: u64, born: i64, tracker: Box<dyn WriteTracker>) -> Self {
+        let mut ledger = Ledger::default();
+        // A child may have inherited pages that are protected.
+        ledger.doubt();
         Self {
             number,
             born,
             tracker,
-            ledger: Ledger::default(),
+            ledger,
             areas: Vec::new(),
             shared: Vec::new(),
             late: false,
             direct: false,
             hot: 0,
             unshared: None,
+            lazy: None,
+            missing: PageSet::new(),
         }
     }
 
@@ -80,7 +91,7 @@ impl Space {
     }
 
     /// It is no more; says that it is not to be kept.
-    pub(super) fn lose(&mut self, lost: &mut Vec<(u64, images::PageSet)>) -> bool {
+    pub(super) fn lose(&mut self, lost: &mut Vec<(u64, PageSet)>) -> bool {
         lost.push((self.number, self.ledger.lose()));
         false
     }
@@ -119,10 +130,11 @@ impl Space {
     }
 
     /// Looks what was written in those of `areas` that are watched. Gives where guard pages may be.
-    fn collect(&mut self, areas: &[Area]) -> Result<Vec<Range<u64>>, CheckpointError> {
+    pub(super) fn collect(&mut self, areas: &[Area]) -> Result<Vec<Range<u64>>, CheckpointError> {
         let ranges = self.covered(areas);
         let mut news = Written::default();
         let result = self.tracker.collect(&ranges, false, &mut news);
+        self.ledger.forget_empty();
         self.ledger.note(&news);
         if let Some(unshared) = &mut self.unshared {
             unshared.forget(&news);

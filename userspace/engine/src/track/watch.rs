@@ -20,7 +20,8 @@ pub(super) fn watch(pid: u32) -> Result<Box<dyn WriteTracker>, CheckpointError> 
 }
 
 /// Whether processes are watched through userfaultfds of theirs.
-pub(crate) fn by_userfaultfd() -> bool {
+#[must_use]
+pub fn by_userfaultfd() -> bool {
     *memory::tracking() == Method::WriteProtect
 }
 

@@ -56,6 +56,18 @@ impl Layout {
         unmoved.chain(moved).filter_map(cut).collect()
     }
 
+    /// Where everything that may still be missing is as it was at the checkpoint, by address; nothing that was there has been discarded since.
+    pub(crate) fn unmoved(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let pieces = self.pieces.iter();
+        let unmoved = pieces.filter(|(start, piece)| **start == piece.origin);
+        unmoved.map(|(start, piece)| *start..piece.end)
+    }
+
+    /// Whether something that may be missing belongs elsewhere now.
+    pub(crate) fn has_moved(&self) -> bool {
+        !self.moved.is_empty()
+    }
+
     /// What a child gets.
     pub(crate) fn child(&self) -> Self {
         let mut child = self.clone();
@@ -153,6 +165,7 @@ mod tests {
         assert_eq!(layout.origin(12), None);
         assert_eq!(layout.origin(43), Some(15));
         assert_eq!(layout.places(&(13..19)), [(18..19, 18), (41..46, 13)]);
+        assert!(layout.has_moved() && layout.unmoved().eq([10..12, 18..20]));
         // And back again, over what was there.
         layout.apply(&remap(40, 14, 6));
         assert_eq!(layout.origin(14), Some(12));

@@ -9,10 +9,12 @@
 //! a [journal](journal), and pages that are in are not put in twice.
 
 mod ahead;
+mod answer;
 mod background;
 mod frames;
 mod journal;
 mod layout;
+mod source;
 mod space;
 mod statistics;
 mod vault;
@@ -31,15 +33,15 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::PAGE_SIZE;
 use crate::uffd::{Message, Userfault};
 use ahead::Ahead;
-use frames::{Asked, Data, Frames};
+use frames::Frames;
 use journal::Journal;
 use layout::Layout;
-use space::{Content, Done, Hindrance, Space, State};
+use space::{Done, Space, State};
 use statistics::Statistics;
 
+pub use source::{PageSource, Unreadable};
 pub use statistics::Progress;
 pub use vault::{Label, Vault};
 
@@ -49,41 +51,6 @@ const WORKERS: usize = 2;
 const MAX_WORKERS: usize = 128;
 /// Number of the event that ends the workers.
 const END: u64 = u64::MAX;
-
-/// An image, as the server sees it. Pages are numbered as at the checkpoint: address divided by the page size.
-pub trait PageSource: Send + Sync + 'static {
-    /// Pages that are read together.
-    type Block: Send;
-
-    /// The block that has a page of a space; `None`: the page is zero.
-    fn locate(&self, space: u64, page: u64) -> Option<Self::Block>;
-    /// Pages that will be wanted first, as far as can be guessed: spaces and pages, in that order.
-    fn first(&self) -> Vec<(u64, u64)>;
-    /// All blocks of a space, in the order in which they are best read.
-    fn blocks(&self, space: u64) -> Box<dyn Iterator<Item = Self::Block> + Send + '_>;
-    /// How many pages these have.
-    fn pages(&self, space: u64) -> u64;
-    /// What tells a block from others.
-    fn key(block: &Self::Block) -> u64;
-    /// Its pages, ascending.
-    fn numbers(block: &Self::Block) -> &[u64];
-    /// Reads the bytes of its pages into `out`.
-    ///
-    /// # Errors
-    /// See [`Unreadable`].
-    fn read(&self, block: &Self::Block, out: &mut Vec<u8>) -> Result<(), Unreadable>;
-    /// Takes note of trouble, for people.
-    fn complain(&self, what: &str);
-}
-
-/// Why a block cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unreadable {
-    /// For people.
-    pub what: String,
-    /// Trying again is hardly of use: what is there is not what was written.
-    pub damaged: bool,
-}
 
 /// An address space at the checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +81,20 @@ pub struct Settings {
 struct Waiter {
     space: Arc<Space>,
     address: u64,
+    /// It wants to write.
+    write: bool,
     since: Instant,
+}
+
+/// What is missing of an address space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Its number in the vault.
+    pub number: u32,
+    /// Whatever of these ranges is missing belongs where it was at the checkpoint; by address.
+    pub in_place: Vec<Range<u64>>,
+    /// Something that is missing belongs elsewhere by now, or in the address space of a child.
+    pub elsewhere: bool,
 }
 
 /// A page server at work.
@@ -129,7 +109,7 @@ pub struct Server<S: PageSource> {
     end: EventFd,
     ahead: Mutex<Ahead>,
     /// Faults that were heard of by somebody who had something else to do.
-    deferred: Mutex<VecDeque<(Waiter, bool)>>,
+    deferred: Mutex<VecDeque<Waiter>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
     /// Workers that listen.
     idle: AtomicUsize,
@@ -206,7 +186,7 @@ impl<S: PageSource> Server<S> {
             known.insert(label.number, (image, layout.clone(), messages.clone()));
             messages.iter().for_each(|message| layout.apply(message));
             let state = State { layout, journal };
-            self.add_space(label.number, image, fd, state, Done::default())?;
+            self.add_space(label, image, fd, state, Done::default())?;
         }
         Ok(())
     }
@@ -217,16 +197,17 @@ impl<S: PageSource> Server<S> {
 
     fn add_space(
         &self,
-        number: u32,
+        label: Label,
         image: u64,
         uffd: OwnedFd,
         state: State,
         done: Done,
     ) -> io::Result<()> {
+        let number = label.number;
         let pages = self.source.pages(image).saturating_sub(done.pages);
         self.statistics.expect(pages);
         let uffd = Userfault::new(uffd);
-        let space = Space::new(number, image, uffd, self.settings.protect, state, done);
+        let space = Space::new(label, image, uffd, self.settings.protect, state, done);
         let space = Arc::new(space);
         lock(&self.spaces).insert(number, Arc::clone(&space));
         let event = EpollEvent::new(LISTEN, number.into());
@@ -275,24 +256,16 @@ impl<S: PageSource> Server<S> {
             // Somebody else may hear the next message while this one is answered.
             let again = EpollEvent::new(LISTEN, space.number.into());
             let _ = self.epoll.modify(&space.uffd, &mut again.clone());
-            if let Some((waiter, write)) = fault {
-                self.serve(waiter, write);
+            if let Some(waiter) = fault {
+                self.serve(waiter);
             }
             self.serve_deferred();
             self.idle.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    fn serve_deferred(self: &Arc<Self>) {
-        loop {
-            let next = lock(&self.deferred).pop_front();
-            let Some((waiter, write)) = next else { return };
-            self.serve(waiter, write);
-        }
-    }
-
     /// Reads messages up to the next fault.
-    fn hear(&self, space: &Arc<Space>) -> Option<(Waiter, bool)> {
+    fn hear(&self, space: &Arc<Space>) -> Option<Waiter> {
         let mut state = space.write();
         loop {
             let message = match state.journal.read(&space.uffd) {
@@ -307,12 +280,12 @@ impl<S: PageSource> Server<S> {
             };
             match message {
                 Message::Fault { address, write, .. } => {
-                    let waiter = Waiter {
+                    return Some(Waiter {
                         space: Arc::clone(space),
                         address,
+                        write,
                         since: Instant::now(),
-                    };
-                    return Some((waiter, write));
+                    });
                 }
                 Message::Fork(fd) => {
                     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
@@ -344,156 +317,7 @@ impl<S: PageSource> Server<S> {
         let layout = state.layout.child();
         let state = State { layout, journal };
         let done = parent.done().clone();
-        self.add_space(number, parent.image, fd, state, done)
-    }
-
-    /// Answers a fault, or leaves it to whoever reads the block already.
-    fn serve(self: &Arc<Self>, waiter: Waiter, write: bool) {
-        let space = Arc::clone(&waiter.space);
-        loop {
-            let address = waiter.address;
-            let origin = space.read().layout.origin(address);
-            let page = origin.map(|at| at / PAGE_SIZE);
-            let block = page.and_then(|page| self.source.locate(space.image, page));
-            let (Some(page), Some(block)) = (page, block) else {
-                match space.put_zero(address, write, |layout| layout.origin(address) == origin) {
-                    Ok(true) => return self.statistics.served(waiter.since),
-                    Ok(false) => continue,
-                    Err(hindrance) => {
-                        if !self.overcome(&space, hindrance) {
-                            return;
-                        }
-                        continue;
-                    }
-                }
-            };
-            if let (Some(first), Some(last)) =
-                (S::numbers(&block).first(), S::numbers(&block).last())
-            {
-                lock(&self.ahead).fault(space.image, page, &(*first..last + 1));
-            }
-            let mut waiter = Some(waiter);
-            match self.frames.ask(S::key(&block), || waiter.take()) {
-                Asked::Joined => {}
-                Asked::Here(data) => self.give(&block, Some(&data), waiter),
-                Asked::Read(buffer) => {
-                    if self.idle.load(Ordering::SeqCst) == 0 {
-                        self.add_worker();
-                    }
-                    self.fetch(&block, buffer, waiter);
-                }
-            }
-            return;
-        }
-    }
-
-    /// Reads a block and gives it to all who wait for it.
-    fn fetch(&self, block: &S::Block, buffer: Vec<u8>, waiter: Option<Waiter>) {
-        let data: Option<Data> = self.read(block, buffer).map(Arc::new);
-        if let Some(waiter) = waiter {
-            self.give(block, data.as_ref(), Some(waiter));
-        }
-        for waiter in self.frames.finish(S::key(block), data.as_ref()) {
-            self.give(block, data.as_ref(), Some(waiter));
-        }
-    }
-
-    /// The bytes of a block; `None` when they are lost.
-    fn read(&self, block: &S::Block, mut buffer: Vec<u8>) -> Option<Vec<u8>> {
-        let begun = Instant::now();
-        let mut pause = Duration::from_millis(50);
-        loop {
-            let error = match self.source.read(block, &mut buffer) {
-                Ok(()) => return Some(buffer),
-                Err(error) => error,
-            };
-            let patience = if error.damaged {
-                self.settings.patience / 8
-            } else {
-                self.settings.patience
-            };
-            let pages = S::numbers(block).len();
-            if begun.elapsed() >= patience {
-                self.source.complain(&format!(
-                    "{}; given up: {pages} pages are lost, and who touches them gets SIGBUS",
-                    error.what
-                ));
-                return None;
-            }
-            self.source.complain(&format!(
-                "{}; {pages} pages wait, next try in {} ms",
-                error.what,
-                pause.as_millis()
-            ));
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_secs(2));
-        }
-    }
-
-    /// Puts a block's pages where they belong in the waiter's space, the one that is waited for first.
-    fn give(&self, block: &S::Block, data: Option<&Data>, waiter: Option<Waiter>) {
-        let Some(waiter) = waiter else { return };
-        let space = &waiter.space;
-        let content = data.map_or(Content::Poison, |data| Content::Bytes(data));
-        let pages = S::numbers(block);
-        loop {
-            match space.put_page(waiter.address, pages, content) {
-                Ok(true) => break self.statistics.served(waiter.since),
-                // What belongs there is something else by now.
-                Ok(false) => {
-                    let defer = Waiter {
-                        space: Arc::clone(space),
-                        ..waiter
-                    };
-                    break lock(&self.deferred).push_back((defer, false));
-                }
-                Err(hindrance) => {
-                    if !self.overcome(space, hindrance) {
-                        return;
-                    }
-                }
-            }
-        }
-        self.put_all(space, block, content);
-    }
-
-    /// Puts a block where it belongs in a space, unless it is in.
-    fn put_all(&self, space: &Arc<Space>, block: &S::Block, content: Content<'_>) {
-        if space.done().blocks.contains(&S::key(block)) {
-            return;
-        }
-        while let Err(hindrance) = space.put_all(S::numbers(block), content) {
-            if !self.overcome(space, hindrance) {
-                return;
-            }
-        }
-        let mut done = space.done();
-        if done.blocks.insert(S::key(block)) {
-            let pages = S::numbers(block).len() as u64;
-            done.pages += pages;
-            self.statistics.done(pages);
-        }
-    }
-
-    /// Does what is needed before pages can be put in; false when nothing helps.
-    fn overcome(&self, space: &Arc<Space>, hindrance: Hindrance) -> bool {
-        match hindrance {
-            Hindrance::Gone => {
-                if space.set_gone() {
-                    let pages = self.source.pages(space.image);
-                    self.statistics
-                        .forget(pages.saturating_sub(space.done().pages));
-                }
-                return false;
-            }
-            Hindrance::Memory => std::thread::sleep(Duration::from_millis(20)),
-            Hindrance::Message => match self.hear(space) {
-                Some(fault) => lock(&self.deferred).push_back(fault),
-                // It was read; the thread that it told of has yet to wake.
-                None => std::thread::sleep(Duration::from_micros(20)),
-            },
-        }
-        true
+        self.add_space(label, parent.image, fd, state, done)
     }
 
     /// Waits until every page is in, at most so long.
@@ -507,6 +331,24 @@ impl<S: PageSource> Server<S> {
     #[must_use]
     pub fn touched(&self) -> Vec<(u64, u64)> {
         lock(&self.ahead).touched().to_vec()
+    }
+
+    /// What is missing of each address space that is there. It stays true as long as all threads are stopped, and all that they
+    /// did to their memory is in it.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Missing> {
+        let spaces: Vec<_> = lock(&self.spaces).values().cloned().collect();
+        let mut found = Vec::new();
+        for space in spaces.iter().filter(|space| space.is_alive()) {
+            // Whoever reads a message holds the lock until it is applied.
+            let state = space.write();
+            found.push(Missing {
+                number: space.number,
+                in_place: state.layout.unmoved().collect(),
+                elsewhere: space.is_child || state.layout.has_moved(),
+            });
+        }
+        found
     }
 
     /// How far it has come.

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use super::journal::Journal;
 use super::layout::Layout;
+use super::{Label, Waiter};
 use crate::PAGE_SIZE;
 use crate::uffd::{Partial, Userfault};
 
@@ -18,6 +19,8 @@ const STRETCH: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Space {
     pub(crate) number: u32,
+    /// It was forked from another since the restore.
+    pub(crate) is_child: bool,
     /// The number of its pages' space in the image.
     pub(crate) image: u64,
     pub(crate) uffd: Userfault,
@@ -67,7 +70,7 @@ pub(crate) enum Hindrance {
 
 impl Space {
     pub(crate) fn new(
-        number: u32,
+        label: Label,
         image: u64,
         uffd: Userfault,
         protect: bool,
@@ -75,7 +78,8 @@ impl Space {
         done: Done,
     ) -> Self {
         Self {
-            number,
+            number: label.number,
+            is_child: label.parent.is_some(),
             image,
             uffd,
             protect,
@@ -95,6 +99,11 @@ impl Space {
 
     pub(crate) fn done(&self) -> MutexGuard<'_, Done> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the kernel whether the address space is still there.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.uffd.is_alive()
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -127,10 +136,10 @@ impl Space {
         self.settle(put, &range).map(|_| true)
     }
 
-    /// Puts the page at `address` there, if it is one of `pages`, whose bytes `content` has, and wakes who waits for it.
+    /// Puts in the page that somebody waits for, if it is one of `pages`, whose bytes `content` has, and wakes who waits for it.
     pub(crate) fn put_page(
         &self,
-        address: u64,
+        &Waiter { address, write, .. }: &Waiter,
         pages: &[u64],
         content: Content<'_>,
     ) -> Result<bool, Hindrance> {
@@ -143,7 +152,8 @@ impl Space {
             return Ok(false);
         };
         let range = address..address + PAGE_SIZE;
-        let put = self.request(&range, content.part(nth, 1));
+        // One that is about to be written would fault again for its protection.
+        let put = self.request(&range, content.part(nth, 1), self.protect && !write);
         self.settle(put, &range).map(|_| true)
     }
 
@@ -178,7 +188,7 @@ impl Space {
             let end = range.end.min(range.start.saturating_add(most));
             let part = range.start..end;
             let count = ((end - range.start) / PAGE_SIZE) as usize;
-            let put = self.request(&part, content.part(first, count));
+            let put = self.request(&part, content.part(first, count), self.protect);
             if let Err(Partial {
                 done: 0,
                 errno: Errno::ENOENT,
@@ -195,9 +205,14 @@ impl Space {
         Ok(())
     }
 
-    fn request(&self, range: &Range<u64>, content: Content<'_>) -> Result<(), Partial> {
+    fn request(
+        &self,
+        range: &Range<u64>,
+        content: Content<'_>,
+        protect: bool,
+    ) -> Result<(), Partial> {
         match content {
-            Content::Bytes(bytes) => self.uffd.copy(range.start, bytes, self.protect),
+            Content::Bytes(bytes) => self.uffd.copy(range.start, bytes, protect),
             Content::Poison => self.uffd.poison(range),
         }
     }

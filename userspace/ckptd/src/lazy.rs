@@ -12,7 +12,7 @@ use crate::output::{count, duration, size, tell};
 use crate::process::ProcessId;
 use crate::registry::write_atomically;
 use crate::supervisor::spawn_self;
-use engine::{Incoming, LazyJob, Missing as EngineMissing};
+use engine::{Incoming, Incomplete, LazyJob, Missing as EngineMissing};
 use memory::serve::{Memory, Vault};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -334,19 +334,21 @@ impl Pages {
 impl Incoming for Pages {
     fn missing(&self) -> io::Result<EngineMissing> {
         let told = self.ask()?;
-        if told.whole {
-            return Ok(EngineMissing::Nothing);
-        }
+        let mut missing = EngineMissing {
+            nothing: told.whole,
+            ..EngineMissing::default()
+        };
         let watched = self.0.watched.as_deref().unwrap_or_default();
-        let mut processes = Vec::new();
         for space in told.spaces {
-            let pid = watched.iter().find(|(n, _)| *n == space.number);
-            match pid {
-                Some((_, pid)) if !space.elsewhere => processes.push((*pid, space.in_place)),
-                _ => return Ok(EngineMissing::Elsewhere),
-            }
+            let known = watched.iter().find(|(n, _)| *n == space.number);
+            missing.elsewhere |= space.elsewhere || known.is_none();
+            missing.processes.extend(known.map(|(_, pid)| Incomplete {
+                pid: *pid,
+                in_place: space.in_place,
+                arrived: space.arrived,
+            }));
         }
-        Ok(EngineMissing::InPlace(processes))
+        Ok(missing)
     }
 
     fn wait(&self) {

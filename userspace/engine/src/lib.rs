@@ -55,5 +55,5 @@ pub use members::start_apart;
 pub use plan::{Plan, plan};
 pub use rebuild::rebuild;
 pub use remote::sys::{idle_io, sigpipe_was_ignored};
-pub use track::{Incoming, Missing, Tracking, by_userfaultfd as tracks_by_userfaultfd};
+pub use track::{Incoming, Incomplete, Missing, Tracking, by_userfaultfd as tracks_by_userfaultfd};
 pub use weigh::needs_bpf;

@@ -10,7 +10,7 @@ use memory::track::{WriteTracker, Written};
 use memory::uffd::Userfault;
 use remote::sys;
 
-pub use self::incoming::{Incoming, Missing};
+pub use self::incoming::{Incoming, Incomplete, Missing};
 use self::ledger::Ledger;
 pub(crate) use self::ledger::Settled;
 pub(crate) use self::numbers::SpaceNumbers;

@@ -39,6 +39,8 @@ pub(super) struct Space {
     pub in_place: Vec<Range<u64>>,
     /// Something that is missing belongs elsewhere.
     pub elsewhere: bool,
+    /// Addresses to which memory was moved.
+    pub arrived: Vec<Range<u64>>,
 }
 
 /// The server's end.
@@ -95,6 +97,7 @@ fn answer(mut stream: UnixStream, server: &Server<Image>) -> io::Result<Question
         number: space.number,
         in_place: space.in_place,
         elsewhere: space.elsewhere,
+        arrived: space.arrived,
     });
     let missing = Missing {
         whole,

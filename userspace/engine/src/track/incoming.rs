@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use memory::track::Written;
 use memory::uffd::Userfault;
 use memory::{Kind, PAGE_SIZE, Pagemap};
 
@@ -30,14 +31,25 @@ pub trait Incoming: Send {
 }
 
 /// What of a job's memory is missing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Missing {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Missing {
     /// Nothing.
-    Nothing,
-    /// Process ids, each with the ranges in which whatever is missing belongs where it was at the checkpoint.
-    InPlace(Vec<(u32, Vec<Range<u64>>)>),
+    pub nothing: bool,
     /// Something that belongs elsewhere by now: it was moved, or its process forked.
-    Elsewhere,
+    pub elsewhere: bool,
+    /// The processes that were restored, and are still there.
+    pub processes: Vec<Incomplete>,
+}
+
+/// A process whose memory is coming in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incomplete {
+    /// Its id.
+    pub pid: u32,
+    /// Where whatever is missing belongs where it was at the checkpoint.
+    pub in_place: Vec<Range<u64>>,
+    /// Where memory was moved to, write protection and all: scans do not tell of it.
+    pub arrived: Vec<Range<u64>>,
 }
 
 /// Bytes that are handed over in one step: some milliseconds.
@@ -57,26 +69,41 @@ impl Tracking {
         self.spaces
             .values_mut()
             .for_each(|space| space.missing.clear());
+        let told = self.ask()?;
+        if told.nothing || told.elsewhere {
+            return Ok(told.nothing);
+        }
+        for Incomplete { pid, in_place, .. } in told.processes {
+            let space = self.spaces.get_mut(&pid);
+            let Some(space) = space.filter(|space| space.lazy.is_some()) else {
+                return Ok(false);
+            };
+            space.note_missing(pid, &in_place)?;
+        }
+        Ok(true)
+    }
+
+    /// In a frozen job: asks what is missing, and notes what was moved as written.
+    fn ask(&mut self) -> Result<Missing, CheckpointError> {
         let Some(incoming) = &self.incoming else {
-            return Ok(true);
+            return Ok(Missing {
+                nothing: true,
+                ..Missing::default()
+            });
         };
-        let told = incoming.missing().map_err(failed(
+        let told = incoming.missing();
+        let told = told.map_err(failed(
             "asking the page server which pages of the job are missing",
         ))?;
-        match told {
-            Missing::Nothing => Ok(true),
-            Missing::Elsewhere => Ok(false),
-            Missing::InPlace(processes) => {
-                for (pid, ranges) in processes {
-                    let space = self.spaces.get_mut(&pid);
-                    let Some(space) = space.filter(|space| space.lazy.is_some()) else {
-                        return Ok(false);
-                    };
-                    space.note_missing(pid, &ranges)?;
-                }
-                Ok(true)
+        for Incomplete { pid, arrived, .. } in &told.processes {
+            if let Some(space) = self.spaces.get_mut(pid) {
+                space.ledger.note(&Written {
+                    whole: arrived.clone(),
+                    ..Written::default()
+                });
             }
         }
+        Ok(told)
     }
 
     pub(crate) fn await_memory(&self) {
@@ -95,13 +122,15 @@ impl Tracking {
             return Ok(true);
         };
         let told = incoming.missing();
-        if told.map_err(failed("asking the page server how far it is"))? != Missing::Nothing {
+        let told = told.map_err(failed("asking the page server how far it is"))?;
+        if !told.nothing {
             return Ok(false);
         }
         // The lowest address of each that is still to be handed over.
         let mut rest: Vec<(u32, u64)> = self.spaces.keys().map(|pid| (*pid, 0)).collect();
         while !rest.is_empty() {
             let frozen = Frozen::freeze(scope, None)?;
+            self.ask()?;
             while let Some((pid, from)) = rest.last_mut() {
                 let space = self.spaces.get_mut(pid);
                 match space.map_or(Ok(None), |space| space.hand_over(*pid, *from)) {

@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use crate::track::page_runs;
 use crate::uffd::Message;
+use crate::{PAGE_SIZE, PageSet};
 
 /// Where pages that may still be missing belong. What it does not have is zero: fresh, discarded or foreign memory.
 ///
 /// Pieces never span two mappings of the checkpoint, so that one request to the kernel can fill a run of one piece.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Layout {
     /// By address.
     pieces: BTreeMap<u64, Piece>,
     /// Starts of the pieces that are not where they were at the checkpoint.
     moved: BTreeSet<u64>,
+    /// Pages to which memory was ever moved.
+    arrived: PageSet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,12 @@ impl Layout {
         !self.moved.is_empty()
     }
 
+    /// Where memory was moved to since the checkpoint, by address. It takes its write protection along: mremap_userfaultfd_prep() in
+    /// mm/userfaultfd.c leaves it registered if its userfaultfd tells of moves.
+    pub(crate) fn arrived(&self) -> Vec<Range<u64>> {
+        page_runs(&self.arrived, &(0..u64::MAX))
+    }
+
     /// What a child gets.
     pub(crate) fn child(&self) -> Self {
         let mut child = self.clone();
@@ -83,6 +93,8 @@ impl Layout {
             Message::Remap { from, to, length } => {
                 let moved = self.take(&(*from..from + length));
                 drop(self.take(&(*to..to + length)));
+                let pages = to / PAGE_SIZE..(to + length) / PAGE_SIZE;
+                self.arrived.insert_range(pages);
                 for (start, piece) in moved {
                     let shifted = Piece {
                         end: piece.end - from + to,
@@ -180,6 +192,16 @@ mod tests {
         assert_eq!(layout.origin(53), Some(11));
         assert_eq!(layout.places(&(52..56)), []);
         assert_eq!(layout.places(&(51..57)), [(51..52, 51), (56..57, 56)]);
+    }
+
+    #[test]
+    fn where_memory_has_arrived_is_kept_in_mind() {
+        let page = |nth: u64| nth * PAGE_SIZE;
+        let mut layout = layout(&[page(10)..page(20)]);
+        layout.apply(&remap(page(12), page(40), page(6)));
+        layout.apply(&remap(page(40), page(12), page(2)));
+        layout.apply(&Message::Remove(page(40)..page(46)));
+        assert_eq!(layout.arrived(), [page(12)..page(14), page(40)..page(46)]);
     }
 
     #[test]

@@ -95,6 +95,8 @@ pub struct Missing {
     pub in_place: Vec<Range<u64>>,
     /// Something that is missing belongs elsewhere by now, or in the address space of a child.
     pub elsewhere: bool,
+    /// Where memory was moved to since the checkpoint, by address. What is there looks as if nobody had written it.
+    pub arrived: Vec<Range<u64>>,
 }
 
 /// A page server at work.
@@ -346,6 +348,7 @@ impl<S: PageSource> Server<S> {
                 number: space.number,
                 in_place: state.layout.unmoved().collect(),
                 elsewhere: space.is_child || state.layout.has_moved(),
+                arrived: state.layout.arrived(),
             });
         }
         found

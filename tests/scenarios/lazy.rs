@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::{Job, Subject, alive, run, wait_for};
+use tests::{Job, Storage, Subject, Trouble, alive, run, wait_for};
 
 const PAGING: Subject = Subject::new("paging");
 
@@ -205,6 +205,15 @@ fn huge_pages_are_huge_again() {
     job.finish();
 }
 
+/// The segment that has the job's memory, on storage in trouble.
+fn in_trouble(job: &Job, trouble: Trouble) -> Option<Storage> {
+    let segments = job.stored().into_iter();
+    let mut segments = segments.filter(|path| path.extension().is_some_and(|end| end == "seg"));
+    let size = |path: &std::path::PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
+    let largest = segments.by_ref().max_by_key(size);
+    Storage::over(&largest.expect("a segment"), trouble)
+}
+
 /// What of the job's memory is in, and all of it, as `ckptd list` says; none when all is in.
 fn progress(job: &Job) -> Option<(u64, u64)> {
     let listed = run(job.ckptd("list").arg("--json")).json();
@@ -214,8 +223,9 @@ fn progress(job: &Job) -> Option<(u64, u64)> {
 
 #[test]
 fn a_checkpoint_names_what_is_missing_where_it_was() {
-    let Some(mut job) = saved("200") else { return };
+    let Some(mut job) = saved("100") else { return };
     fs::remove_file(job.work.join("go")).unwrap();
+    let storage = in_trouble(&job, Trouble::Slow(20));
     job.restore(&["--lazy", "--incremental"]);
     job.await_running();
     let small = |job: &Job| {
@@ -226,8 +236,13 @@ fn a_checkpoint_names_what_is_missing_where_it_was() {
         let bytes = said["bytes"].as_u64().unwrap();
         assert!(bytes < 32 << 20, "{bytes} bytes were written\n{job}");
     };
-    small(&job);
-    small(&job);
+    (0..3).for_each(|_| small(&job));
+    if let Some(storage) = &storage {
+        // Reading all takes seconds longer.
+        let (done, total) = progress(&job).expect("memory that is missing");
+        assert!(done < total, "{done} of {total}");
+        storage.set(Trouble::Slow(0));
+    }
     wait_for("all of the memory", || {
         progress(&job).is_none().then_some(())
     });
@@ -237,11 +252,73 @@ fn a_checkpoint_names_what_is_missing_where_it_was() {
         !job.to_string().contains("cannot be checkpointed"),
         "what is ckptd's own is taken for the job's\n{job}"
     );
-    for sequence in ["2", "3", "4"] {
+    for sequence in ["2", "4", "5"] {
         job.kill_all();
         job.restore(&["--at", sequence]);
         job.await_running();
     }
     job.go();
     job.finish();
+}
+
+/// The job runs while its storage is in trouble, and when that is over it finds all of its memory.
+fn survives(trouble: Trouble) {
+    let Some(mut job) = saved("24") else { return };
+    let Some(storage) = in_trouble(&job, Trouble::Slow(1)) else {
+        return;
+    };
+    job.restore(&["--lazy"]);
+    job.await_running();
+    storage.set(trouble);
+    std::thread::sleep(Duration::from_millis(1500));
+    storage.set(Trouble::Slow(0));
+    job.finish();
+}
+
+#[test]
+fn storage_fails_for_a_while() {
+    survives(Trouble::Fails);
+}
+
+#[test]
+fn storage_hangs_for_a_while() {
+    survives(Trouble::Hangs);
+}
+
+#[test]
+fn storage_is_cut_short_for_a_while() {
+    survives(Trouble::Short);
+}
+
+#[test]
+fn storage_gives_other_bytes_for_a_while() {
+    survives(Trouble::Lies);
+}
+
+/// Of what can never be read again, nothing else is read.
+fn gives_up(trouble: Trouble) {
+    let Some(mut job) = saved("100") else { return };
+    let Some(storage) = in_trouble(&job, Trouble::Slow(5)) else {
+        return;
+    };
+    job.restore(&["--lazy", "--patience", "1"]);
+    job.await_running();
+    storage.set(trouble);
+    let code = job.wait();
+    let output = job.output();
+    assert!(
+        code == 128 + Signal::SIGBUS as i32 && !output.contains("page "),
+        "{code}\n{job}"
+    );
+    assert!(job.to_string().contains("SIGBUS"), "nobody said it\n{job}");
+}
+
+#[test]
+fn storage_fails_for_good() {
+    gives_up(Trouble::Fails);
+}
+
+#[test]
+fn storage_is_cut_short_for_good() {
+    gives_up(Trouble::Short);
 }

@@ -12,6 +12,7 @@ mod job;
 pub mod memory;
 mod mode;
 mod processes;
+mod storage;
 mod subject;
 
 pub use command::{Output, binary, run, show_command};
@@ -19,6 +20,7 @@ pub use compare::same_without_bpf;
 pub use job::{Job, Place};
 pub use mode::{Pids, Way, interrupt, sabotaged, uninterrupted};
 pub use processes::{alive, kill_marked, marked, state};
+pub use storage::{Storage, Trouble};
 pub use subject::{Compiler, Subject, helper, manifest_dir};
 
 use std::io::Write as _;

@@ -338,7 +338,8 @@ impl Driver {
         let taken = self.checkpoints[index].clone();
         let at = taken.sequence.to_string();
         let mut arguments = self.mode.restore.to_vec();
-        arguments.extend(["--at", &at]);
+        // What a ckptd that took long has said is in the program's standard error too.
+        arguments.extend(["--files", "keep", "--at", &at]);
         self.job.restore(&arguments);
         let answers = self.ask(0, false);
         self.settle(&answers, &taken.bounds);

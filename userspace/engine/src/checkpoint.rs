@@ -91,6 +91,8 @@ fn attempt(
     clock.phase("ahead");
     let (ahead, pool) = look_ahead(options, live.is_some());
     clock.phase("freeze");
+    // Dropped when the job is released: the copies in it end with the help of their parents.
+    let mut remainder = Remainder::default();
     let mut frozen = Frozen::freeze(options.scope, options.tracker)?;
     if let Some(tracking) = tracking.as_deref_mut()
         && !tracking.find_missing()?
@@ -102,8 +104,6 @@ fn attempt(
         frozen = Frozen::freeze(options.scope, options.tracker)?;
         tracking.find_missing()?;
     }
-    // Dropped when the job is released: the copies in it end with the help of their parents.
-    let mut remainder = Remainder::default();
     fault::at("frozen")?;
     clock.phase("state");
     let numbers = tracking

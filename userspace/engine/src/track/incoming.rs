@@ -95,12 +95,15 @@ impl Tracking {
         let told = told.map_err(failed(
             "asking the page server which pages of the job are missing",
         ))?;
-        for Incomplete { pid, arrived, .. } in &told.processes {
-            if let Some(space) = self.spaces.get_mut(pid) {
-                space.ledger.note(&Written {
-                    whole: arrived.clone(),
+        for (pid, space) in &mut self.spaces {
+            let told = told.processes.iter().find(|told| told.pid == *pid);
+            match told.filter(|_| space.lazy.is_some()) {
+                Some(told) => space.ledger.note(&Written {
+                    whole: told.arrived.clone(),
                     ..Written::default()
-                });
+                }),
+                // A child has inherited the userfaultfd, and nobody says what it has moved.
+                None => space.ledger.doubt(),
             }
         }
         Ok(told)

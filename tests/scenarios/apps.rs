@@ -252,10 +252,10 @@ apps! {
     octave: [], ALL, false;
     r: [], ALL, false;
     gcc: [], ALL, false;
-    gromacs: [], ALL, false;
-    lammps: [], ALL, false;
-    openfoam: [], ALL, false;
-    ffmpeg: [], ALL, false;
+    gromacs: [("STEPS", "3000")], ALL, false;
+    lammps: [("STEPS", "800")], ALL, false;
+    openfoam: [("N", "60")], ALL, false;
+    ffmpeg: [("DUR", "8")], ALL, false;
     qe: [], ALL, false;
     mpi_openmpi: [("ITERS", "20000")], ALL, false;
     mpi_mpich: [("ITERS", "40000")], ALL, false;

@@ -44,6 +44,27 @@ static int option(int fd, int level, int name) {
 
 static void set_option(int fd, int level, int name, int value) { must(setsockopt(fd, level, name, &value, sizeof value)); }
 
+/* Of an earlier connection from a port in use, to somewhere else, something is left for a minute (TIME_WAIT). */
+static void leave_remains(uint16_t from) {
+    uint16_t port;
+    int listener = listening(AF_INET, 0, 5, &port), client = must(socket(AF_INET, SOCK_STREAM, 0));
+    struct sockaddr_in there = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = port};
+    uint32_t only = ntohs(from) * 0x10001u;
+    /* IP_LOCAL_PORT_RANGE, since Linux 6.3 */
+    if (setsockopt(client, IPPROTO_IP, 51, &only, sizeof only) == 0) {
+        must(connect(client, (struct sockaddr *)&there, sizeof there));
+        check_equal(port_of(client, 0), from);
+        int server = must(accept(listener, NULL, NULL));
+        char byte;
+        must(close(client));
+        check_equal(read(server, &byte, 1), 0);
+        must(close(server));
+    } else {
+        must(close(client));
+    }
+    must(close(listener));
+}
+
 static void receives(int fd, const char *text) {
     char got[64] = "";
     ssize_t n = recv(fd, got, strlen(text), MSG_WAITALL);
@@ -86,6 +107,7 @@ int main(int argc, char **argv) {
     int idle = must(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
     uint16_t here_port = port_of(here, 0), half_port = port_of(half, 0);
     int buffer = option(there, SOL_SOCKET, SO_RCVBUF);
+    leave_remains(here_port);
     ready();
     wait_go();
 

@@ -120,9 +120,11 @@ fn table(before: &str, outcomes: &[Outcome]) -> String {
     text
 }
 
-/// One line of a failure, fit for a cell.
+/// One line of a failure, fit for a cell: without commands and places of this run.
 fn short(why: &str) -> String {
-    let words: Vec<&str> = why.split_whitespace().collect();
+    let lines = why.lines().filter(|line| !line.starts_with("$ "));
+    let words = lines.flat_map(str::split_whitespace);
+    let words: Vec<&str> = words.filter(|word| !word.contains("/tmp/")).collect();
     let line: String = words.join(" ").replace('|', "/");
     line.chars().take(300).collect()
 }
@@ -140,7 +142,13 @@ mod tests {
             moments: 6,
             failure: failure.map(str::to_owned),
         };
-        let first = table("", &[outcome("b", Some("x\n| y")), outcome("a", None)]);
+        let first = table(
+            "",
+            &[
+                outcome("b", Some("x\n$ run /tmp/it\n| y")),
+                outcome("a", None),
+            ],
+        );
         assert!(first.ends_with("| a | full | 2 | 6 | the same |\n| b | full | 2 | 6 | **failed in the run after these**: x / y |\n"));
         let second = table(&first, &[outcome("b", None)]);
         assert!(

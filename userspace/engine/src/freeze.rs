@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use remote::confinement::Dispatch;
 use remote::live::{self, Lent, State};
 use remote::stub::{self, Slot};
-use remote::{Outcome, Program, RunError, Running, Stopped, sys};
+use remote::{Outcome, Program, RunError, Stopped, sys};
 
 use tracker::Tracker;
 
-use self::settling::{Moving, seize_refused};
+use self::settling::{Moving, seize};
 use crate::members::Members;
 use crate::waits;
 use crate::{CheckpointError, Scope};
@@ -141,10 +141,8 @@ impl Frozen {
     pub(crate) fn leader(pid: u32) -> Result<Self, CheckpointError> {
         let since = Instant::now();
         // Without following: what the others start meanwhile is not ours.
-        let running = match Running::seize(pid as i32, libc::PTRACE_O_TRACESYSGOOD) {
-            Ok(running) => running,
-            Err(error) => seize_refused(pid, pid, error)?.ok_or(CheckpointError::Gone { pid })?,
-        };
+        let running = seize(pid, pid, libc::PTRACE_O_TRACESYSGOOD)?;
+        let running = running.ok_or(CheckpointError::Gone { pid })?;
         let thread = Thread {
             task: Some(live::stop(running)?),
             state: None,

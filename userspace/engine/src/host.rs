@@ -28,6 +28,8 @@ pub(crate) struct Host {
     /// PR_TIMER_CREATE_RESTORE_IDS works.
     pub(crate) timer_ids: bool,
     pub(crate) pid_max: u32,
+    /// Ports from which connect(2) chooses, where it can be told to choose one of them (IP_LOCAL_PORT_RANGE, Linux 6.3).
+    pub(crate) ports: Option<(u16, u16)>,
     /// Bytes in a new socket's send buffer.
     pub(crate) send_buffer: i32,
     /// Indices of pseudo terminals that others have, as far as the job needs to know.
@@ -71,6 +73,8 @@ impl Host {
                 .map(|area| (area.end - area.start, area.path == "[vdso]"))
                 .collect(),
             timer_ids: (major, minor) >= (6, 15),
+            ports: ports(&text("/proc/sys/net/ipv4/ip_local_port_range"))
+                .filter(|_| (major, minor) >= (6, 3)),
             pid_max: number("/proc/sys/kernel/pid_max"),
             send_buffer: number("/proc/sys/net/core/wmem_default") as i32,
             terminals: pty::taken(&snapshot.files),
@@ -93,7 +97,11 @@ impl Host {
                 self.ipc.forget();
             }
         }
-        Self { own, ..self }
+        // In a network of its own nobody else has a port of the job's.
+        let ports = self
+            .ports
+            .filter(|_| !own.as_ref().is_some_and(|own| own.network));
+        Self { own, ports, ..self }
     }
 
     /// The job is in the user namespace that we are in.
@@ -116,6 +124,11 @@ fn record_kernel() -> String {
         .unwrap_or_default()
         .trim()
         .to_owned()
+}
+
+fn ports(text: &str) -> Option<(u16, u16)> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 fn release(text: &str) -> (u32, u32) {

@@ -198,7 +198,7 @@ pub(crate) fn make(
         dead.map(move |(place, flags)| Step::Dead { pid, place, flags })
     }));
     Sockets::new(&making, &host.credentials).rebuild(&mut stages, host);
-    let connections = Connections::new(&making, policies.1);
+    let connections = Connections::new(&making, policies.1, host);
     connections.rebuild(&mut stages, host);
     stages.stage("take over terminals", |shell, process| {
         making.make_terminals(shell, process);

@@ -102,12 +102,8 @@ impl Frozen {
                     continue;
                 }
                 let asleep_since = asleep_since(tid);
-                let running = match Running::seize(tid as i32, task::FOLLOW) {
-                    Ok(running) => running,
-                    Err(error) => match seize_refused(pid, tid, error)? {
-                        Some(running) => running,
-                        None => continue,
-                    },
+                let Some(running) = seize(pid, tid, task::FOLLOW)? else {
+                    continue;
                 };
                 // ESRCH: it ended in between.
                 if running.interrupt().is_ok() {
@@ -261,12 +257,28 @@ impl Frozen {
     }
 }
 
+/// Attaches to a task, unless it has ended.
+pub(super) fn seize(pid: u32, tid: u32, options: i32) -> Result<Option<Running>, CheckpointError> {
+    // Of a thread that execs the main thread's id becomes its own when that has ended: who was refused may be another than whom one sees.
+    const TRIES: usize = 3;
+    let mut tries = 0;
+    loop {
+        let error = match Running::seize(tid as i32, options) {
+            Ok(running) => return Ok(Some(running)),
+            Err(error) => error,
+        };
+        tries += 1;
+        match seize_refused(pid, tid, error) {
+            Err(CheckpointError::NotPermitted { .. }) if tries < TRIES => {
+                std::thread::sleep(FIRST_WHILE);
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// Why a task could not be seized: gone, ours already (attached at its birth), or really refused.
-pub(super) fn seize_refused(
-    pid: u32,
-    tid: u32,
-    error: io::Error,
-) -> Result<Option<Running>, CheckpointError> {
+fn seize_refused(pid: u32, tid: u32, error: io::Error) -> Result<Option<Running>, CheckpointError> {
     let Ok(status) = Status::read(tid) else {
         return Ok(None);
     };

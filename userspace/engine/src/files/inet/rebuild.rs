@@ -12,6 +12,10 @@ use crate::plan::{Stages, Step};
 
 const BACKLOG: u32 = 4096;
 const PIECE: usize = 64 << 10;
+const IP: u32 = libc::IPPROTO_IP as u32;
+// include/uapi/linux/in.h
+const IP_LOCAL_PORT_RANGE: u32 = 51;
+const BIND_ADDRESS_NO_PORT: u32 = libc::IP_BIND_ADDRESS_NO_PORT as u32;
 const SOCKET: u32 = libc::SOL_SOCKET as u32;
 /// struct timeval: nothing on this host takes as long, but for a firewall between.
 const PATIENCE: [u64; 2] = [5, 0];
@@ -37,11 +41,17 @@ pub(crate) struct Connection {
 pub(crate) struct Connections<'a> {
     making: &'a Making<'a>,
     policy: TcpPolicy,
+    /// See [`Host::ports`].
+    ports: Option<(u16, u16)>,
 }
 
 impl<'a> Connections<'a> {
-    pub(crate) fn new(making: &'a Making<'a>, policy: TcpPolicy) -> Self {
-        Self { making, policy }
+    pub(crate) fn new(making: &'a Making<'a>, policy: TcpPolicy, host: &Host) -> Self {
+        Self {
+            making,
+            policy,
+            ports: host.ports,
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = Socket<'a>> + use<'a> {
@@ -120,6 +130,14 @@ impl<'a> Connections<'a> {
         }
     }
 
+    /// Whether connect(2) is to choose its port, as it did: connections to different addresses may then share one, also with what is
+    /// left of earlier ones, which bind(2) does not allow.
+    fn chooses(&self, socket: &TcpSocket) -> bool {
+        let port = address(&socket.name).map_or(0, |at| at.port());
+        let within = |(from, to)| (from..=to).contains(&port);
+        !socket.peer.is_empty() && self.ports.is_some_and(within)
+    }
+
     fn bind(&self, shell: &mut Shell, fd: u32, name: &[u8]) {
         let Some(at) = address(name) else { return };
         if at.port() == 0 && at.ip().is_unspecified() {
@@ -181,7 +199,11 @@ impl<'a> Connections<'a> {
                 outside::make_ended(shell, place, socket, !socket.ended);
                 continue;
             }
-            self.bind(shell, place, &socket.name);
+            if self.chooses(socket) {
+                choose(shell, place, &socket.name);
+            } else {
+                self.bind(shell, place, &socket.name);
+            }
             if socket.listening {
                 listen(shell, place, BACKLOG);
             }
@@ -318,6 +340,10 @@ impl<'a> Connections<'a> {
             for name in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
                 options::set_one(shell, fd, SOCKET, name as u32, &[0; 16]);
             }
+            if self.chooses(socket) {
+                options::set_one(shell, fd, IP, IP_LOCAL_PORT_RANGE, &[0; 4]);
+                options::set_one(shell, fd, IP, BIND_ADDRESS_NO_PORT, &[0; 4]);
+            }
             // In repair mode it is what makes room for the same address.
             if outside::kept(socket, self.policy).is_none() {
                 let off = 0i32.to_ne_bytes();
@@ -341,6 +367,22 @@ pub(super) fn send(shell: &mut Shell, fd: u32, bytes: &[u8]) {
         let length = Expect::Exactly(piece.len() as u64);
         shell.program.call(libc::SYS_sendto, &args, length, label);
     }
+}
+
+/// Binds a socket to its address, and has connect(2) choose its port.
+fn choose(shell: &mut Shell, fd: u32, name: &[u8]) {
+    let Some(mut at) = address(name) else { return };
+    let port = u32::from(at.port());
+    let only = (port << 16 | port).to_ne_bytes();
+    options::set_one(shell, fd, IP, IP_LOCAL_PORT_RANGE, &only);
+    options::set_one(shell, fd, IP, BIND_ADDRESS_NO_PORT, &1i32.to_ne_bytes());
+    at.set_port(0);
+    let mut any = name.to_vec();
+    any.splice(2..4, [0, 0]);
+    let address = shell.program.bytes(any);
+    let args = [fd.into(), address.into(), name.len().into()];
+    let label = format!("bind it to {at}, and port {port} when it connects");
+    shell.program.must(libc::SYS_bind, &args, label);
 }
 
 fn listen(shell: &mut Shell, fd: u32, backlog: u32) {

@@ -133,7 +133,11 @@ pub(crate) fn execute(args: &Args) -> Result<()> {
 impl Args {
     /// Of all scenarios those that are to run. Real programs take long, so that a quick look leaves them out.
     fn chosen<'a>(&self, all: &'a [Scenario]) -> Result<Vec<&'a Scenario>> {
-        let named = |scenario: &Scenario, start: &String| scenario.name.starts_with(start.as_str());
+        // A whole name means that scenario only, not those that begin with it.
+        let whole = |start: &String| all.iter().any(|scenario| scenario.name == start);
+        let named = |scenario: &Scenario, start: &String| {
+            scenario.name == start || !whole(start) && scenario.name.starts_with(start.as_str())
+        };
         let unknown = self
             .only
             .iter()

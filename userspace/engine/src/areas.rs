@@ -124,8 +124,8 @@ pub(crate) fn has(flags: &str, flag: &str) -> bool {
 /// The mappings of a process that may run meanwhile, without their flags.
 pub(crate) fn running(pid: u32) -> Result<Vec<Area>, CheckpointError> {
     let path = format!("/proc/{pid}/maps");
-    let text = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
-    Ok(parse(&String::from_utf8_lossy(&text)))
+    let text = remote::sys::read_text(&path).map_err(failed(format!("reading {path}")))?;
+    Ok(parse(&text))
 }
 
 /// The private ones of them. There is no guarantee: what it takes for ordinary memory of a file may be a hugetlb mapping.
@@ -171,8 +171,8 @@ pub(crate) fn of(
         return Ok(areas);
     }
     let path = format!("/proc/{pid}/smaps");
-    let smaps = std::fs::read(&path).map_err(failed(format!("reading {path}")))?;
-    let areas = parse(&String::from_utf8_lossy(&smaps));
+    let smaps = remote::sys::read_text(&path).map_err(failed(format!("reading {path}")))?;
+    let areas = parse(&smaps);
     if let Some((tracker, Ok(mappings))) = mappings {
         teach(tracker, &mappings, &areas);
     }
@@ -285,7 +285,7 @@ fn permissions(flags: &str) -> String {
 
 /// The mappings of our own process, for where the kernel has put its vdso.
 pub(crate) fn own() -> Vec<Area> {
-    let text = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let text = remote::sys::read_text("/proc/self/maps").unwrap_or_default();
     text.lines().filter_map(parse_header).collect()
 }
 

@@ -1,5 +1,6 @@
 //! From a frozen job to a snapshot.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
@@ -175,6 +176,7 @@ pub(crate) fn capture(
         root,
         members: &ids.inner,
         processes: &processes,
+        began: OnceCell::new(),
     };
     ipc::segments::capture(&mut table, &job, &mut refusals);
     let semaphores = ipc::semaphores::capture(&job, options.tracker, &mut refusals);
@@ -187,7 +189,7 @@ pub(crate) fn capture(
             areas,
         });
     }
-    let command = std::fs::read(format!("/proc/{of_root}/cmdline")).unwrap_or_default();
+    let command = remote::sys::read_file(format!("/proc/{of_root}/cmdline")).unwrap_or_default();
     let snapshot = Snapshot {
         host: Some(host::of_job(of_root, &processes)),
         processes,

@@ -32,7 +32,7 @@ const SETTINGS: &[&str] = &[
 
 /// Controllers and path of each line of /proc/PID/cgroup.
 fn lines(pid: u32) -> Vec<(String, String)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let text = remote::sys::read_text(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let line = |line: &str| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
@@ -43,7 +43,7 @@ fn lines(pid: u32) -> Vec<(String, String)> {
 
 /// Where a hierarchy is mounted: as a whole, and to be seen by us.
 fn mounted(controllers: &str) -> Option<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let text = remote::sys::read_text("/proc/self/mountinfo").unwrap_or_default();
     let mut lines = text.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
@@ -79,7 +79,7 @@ pub(crate) fn capture(pid: u32, starter: u32) -> Vec<Cgroup> {
             return cgroup;
         };
         let setting = |file: &&str| {
-            let value = std::fs::read_to_string(at.join(file)).ok()?;
+            let value = remote::sys::read_text(at.join(file)).ok()?;
             Some(CgroupSetting {
                 file: (*file).to_owned(),
                 value: value.trim().to_owned(),
@@ -153,7 +153,7 @@ pub(crate) fn enter(process: &Process, pid: u32) -> std::io::Result<()> {
             for setting in &cgroup.settings {
                 let file = at.join(&setting.file);
                 // What a new group has anyway may not be allowed to be set.
-                let now = std::fs::read_to_string(&file).unwrap_or_default();
+                let now = remote::sys::read_text(&file).unwrap_or_default();
                 if now.trim() != setting.value {
                     std::fs::write(&file, &setting.value).map_err(|error| failed(&file, error))?;
                 }

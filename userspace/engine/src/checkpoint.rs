@@ -12,7 +12,9 @@ use crate::members::Members;
 use crate::pages::{self, Copied, Held, Pool, Source};
 use crate::procfs::{self, Status};
 use crate::track::{Settled, Tracking};
-use crate::{CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, areas, fault};
+use crate::{
+    CheckpointError, CheckpointOptions, CheckpointReport, Refusal, Scope, areas, fault, host,
+};
 
 /// Most bytes that are held in memory for the time of the freeze.
 const MAX_HELD: u64 = 96 << 20;
@@ -75,8 +77,9 @@ fn attempt(
     mut tracking: Option<&mut Tracking>,
 ) -> Result<CheckpointReport, CheckpointError> {
     let mut clock = Clock::new(options);
-    let mut live = None;
-    if let Some(tracking) = tracking.as_deref_mut() {
+    let live = tracking.is_some();
+    // Begun while nobody waits for the storage. What is not committed leaves nothing.
+    let mut writer = if let Some(tracking) = tracking.as_deref_mut() {
         clock.phase("watch");
         tracking.begin(options.scope, options.job);
         fault::at("watched")?;
@@ -85,11 +88,13 @@ fn attempt(
         clock.phase("copy");
         tracking.copy(options.scope, &mut writer, options.progress)?;
         writer.next_round();
-        live = Some(writer);
-    }
+        writer
+    } else {
+        options.job.begin(options.compression, None)?
+    };
 
     clock.phase("ahead");
-    let (ahead, pool) = look_ahead(options, live.is_some());
+    let (ahead, pool) = look_ahead(options, live);
     clock.phase("freeze");
     // Dropped when the job is released: the copies in it end with the help of their parents.
     let mut remainder = Remainder::default();
@@ -117,10 +122,6 @@ fn attempt(
     let processes = &captured.snapshot.processes;
     let threads = processes.iter().map(|process| process.threads.len()).sum();
     let processes = processes.len();
-    let mut writer = match live {
-        Some(writer) => writer,
-        None => options.job.begin(options.compression, None)?,
-    };
     remainder.read(
         &writer,
         &mut frozen,
@@ -186,6 +187,8 @@ fn attempt(
 
 /// What can be found out and made ready before anybody stands still.
 fn look_ahead(options: &CheckpointOptions<'_>, live: bool) -> (Ahead, Pool) {
+    // Has it found out what stays as it is.
+    host::cpus();
     let members = Members::now(options.scope, options.tracker).order;
     let ahead = Ahead::look(&members, options.tracker);
     let content: u64 = members.iter().map(|&pid| procfs::anonymous(pid)).sum();

@@ -17,7 +17,7 @@ pub(crate) type Offsets = [i64; 2];
 
 /// Those of a process, and those of the processes it will fork.
 fn offsets(pid: u32) -> Offsets {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
+    let text = sys::read_text(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
     let of = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name));
         let mut words = line.unwrap_or_default().split_whitespace().skip(1);

@@ -7,7 +7,7 @@ use crate::waits;
 
 /// CPU flags that user programs see through cpuid and choose code by; the kernel's own are of no interest.
 pub(crate) fn features() -> Vec<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let text = sys::read_text("/proc/cpuinfo").unwrap_or_default();
     let flags = text
         .lines()
         .find_map(|line| line.strip_prefix("flags"))

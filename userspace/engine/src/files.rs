@@ -107,8 +107,7 @@ fn hold(pid: u32, pidfd: &OwnedFd, fd: u32) -> Result<Held, CheckpointError> {
     let path = format!("/proc/{pid}/fd/{fd}");
     let link = procfs::link(&path).map_err(failed(format!("reading {path}")))?;
     let info_path = format!("/proc/{pid}/fdinfo/{fd}");
-    let info =
-        std::fs::read_to_string(&info_path).map_err(failed(format!("reading {info_path}")))?;
+    let info = sys::read_text(&info_path).map_err(failed(format!("reading {info_path}")))?;
     let file = sys::pidfd_getfd(pidfd, fd).map_err(failed(format!(
         "duplicating descriptor {fd} of process {pid}"
     )))?;

@@ -1,5 +1,7 @@
 //! What a restore has to know of the machine and of itself: the only facts, beside the image, that a plan is made from.
 
+use std::sync::LazyLock;
+
 use images::proto::{self, Credentials, Rlimit, Scheduling};
 
 use crate::Refusal;
@@ -50,7 +52,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 impl Host {
     pub(crate) fn probe(snapshot: &proto::Snapshot) -> Self {
         let status = Status::read(std::process::id()).unwrap_or_default();
-        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let text = |path: &str| sys::read_text(path).unwrap_or_default();
         let number = |path: &str| text(path).trim().parse().unwrap_or(0);
         let terminal = (0..3).find(|fd| {
             std::fs::read_link(format!("/proc/self/fd/{fd}"))
@@ -60,8 +62,8 @@ impl Host {
         let pieces = own
             .iter()
             .filter(|area| area.path == "[vdso]" || area.path.starts_with("[vvar"));
-        let (major, minor) = release(&record_kernel());
-        let record = record(&own);
+        let (major, minor) = release(&FIXED.kernel);
+        let record = now();
         Self {
             credentials: identity::credentials(&status, sys::securebits()),
             filtered: status.number("Seccomp") != 0,
@@ -119,13 +121,6 @@ impl Host {
     }
 }
 
-fn record_kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
-}
-
 fn ports(text: &str) -> Option<(u16, u16)> {
     let mut numbers = text.split_whitespace().map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
@@ -138,9 +133,46 @@ fn release(text: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// What of this machine stays as it is while we run. It takes a while to find out, so it is asked for before anybody has to wait for it.
+static FIXED: LazyLock<proto::Host> = LazyLock::new(|| {
+    let text = |path: &str| sys::read_text(path).unwrap_or_default().trim().to_owned();
+    let vdso = |area: areas::Area| {
+        let mut bytes = vec![0; (area.end - area.start) as usize];
+        let me = std::process::id() as i32;
+        sys::read_memory(me, area.start, &mut bytes).ok()?;
+        Some(bytes)
+    };
+    let mut own = areas::own().into_iter();
+    proto::Host {
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel: text("/proc/sys/kernel/osrelease"),
+        hostname: text("/proc/sys/kernel/hostname"),
+        cpu_features: cpu::features(),
+        xcr0: sys::xcr0(),
+        page_size: 4096,
+        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        vdso: own
+            .find(|area| area.path == "[vdso]")
+            .and_then(vdso)
+            .unwrap_or_default(),
+        boot_id: text("/proc/sys/kernel/random/boot_id"),
+        ..Default::default()
+    }
+});
+
+/// How many CPUs we may use.
+pub(crate) fn cpus() -> u32 {
+    FIXED.cpus
+}
+
 /// This machine, now, as recorded in a snapshot.
 pub(crate) fn now() -> proto::Host {
-    record(&areas::own())
+    proto::Host {
+        taken_at: sys::clock(libc::CLOCK_REALTIME),
+        monotonic: sys::clock(libc::CLOCK_MONOTONIC),
+        boottime: sys::clock(libc::CLOCK_BOOTTIME),
+        ..FIXED.clone()
+    }
 }
 
 /// The same for a job: by the clocks that its first process has, and with its users.
@@ -154,44 +186,12 @@ pub(crate) fn of_job(root: u32, processes: &[proto::Process]) -> proto::Host {
     }
 }
 
-fn record(own: &[areas::Area]) -> proto::Host {
-    let text = |path: &str| {
-        std::fs::read_to_string(path)
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
-    };
-    let vdso = own
-        .iter()
-        .find(|area| area.path == "[vdso]")
-        .map_or_else(Vec::new, |area| {
-            let mut bytes = vec![0; (area.end - area.start) as usize];
-            let me = std::process::id() as i32;
-            sys::read_memory(me, area.start, &mut bytes).map_or_else(|_| Vec::new(), |()| bytes)
-        });
-    proto::Host {
-        arch: std::env::consts::ARCH.to_owned(),
-        kernel: record_kernel(),
-        hostname: text("/proc/sys/kernel/hostname"),
-        cpu_features: cpu::features(),
-        xcr0: sys::xcr0(),
-        page_size: 4096,
-        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-        vdso,
-        taken_at: sys::clock(libc::CLOCK_REALTIME),
-        monotonic: sys::clock(libc::CLOCK_MONOTONIC),
-        boottime: sys::clock(libc::CLOCK_BOOTTIME),
-        users: Vec::new(),
-        boot_id: text("/proc/sys/kernel/random/boot_id"),
-    }
-}
-
 /// What we could not restore of a job here and now.
 pub(crate) fn missing_rights(snapshot: &proto::Snapshot) -> Vec<Refusal> {
     let status = Status::read(std::process::id()).unwrap_or_default();
     let credentials = identity::credentials(&status, sys::securebits());
     let scheduling = scheduling::capture(std::process::id()).unwrap_or_default();
-    let adjustment = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let adjustment = sys::read_text("/proc/self/oom_score_adj").unwrap_or_default();
     let ours = rights::Ours {
         credentials: &credentials,
         nice: scheduling.nice,

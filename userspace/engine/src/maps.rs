@@ -290,7 +290,7 @@ pub(crate) fn layout(
         env_start: field(50),
         env_end: field(51),
         brk,
-        auxv: std::fs::read(&path).map_err(failed(format!("reading {path}")))?,
+        auxv: remote::sys::read_file(&path).map_err(failed(format!("reading {path}")))?,
         exe,
     })
 }
@@ -486,23 +486,32 @@ pub(crate) fn build_id(file: &std::fs::File) -> Vec<u8> {
 
 fn find_build_id(file: &std::fs::File) -> Option<Vec<u8>> {
     use std::os::unix::fs::FileExt;
-    let mut header = [0u8; 64];
-    file.read_exact_at(&mut header, 0).ok()?;
+    // Where linkers put all that is asked for here.
+    let mut head = vec![0; 4096];
+    let length = file.read_at(&mut head, 0).ok()?;
+    head.truncate(length);
+    let read = |at: u64, length: usize| {
+        let start = usize::try_from(at).ok()?;
+        if let Some(bytes) = head.get(start..start.checked_add(length)?) {
+            return Some(bytes.to_vec());
+        }
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, at).ok()?;
+        Some(bytes)
+    };
+    let word = |b: &[u8], at: usize| Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?));
+    let half = |b: &[u8], at: usize| Some(u32::from_le_bytes(b.get(at..at + 4)?.try_into().ok()?));
+    let header = read(0, 64)?;
     if &header[..5] != b"\x7fELF\x02" {
         return None;
     }
-    let word = |b: &[u8], at: usize| Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?));
-    let half = |b: &[u8], at: usize| Some(u32::from_le_bytes(b.get(at..at + 4)?.try_into().ok()?));
     let count = u16::from_le_bytes([header[56], header[57]]);
     for nth in 0..u64::from(count.min(64)) {
-        let mut segment = [0u8; 56];
-        file.read_exact_at(&mut segment, word(&header, 32)?.checked_add(nth * 56)?)
-            .ok()?;
+        let segment = read(word(&header, 32)?.checked_add(nth * 56)?, 56)?;
         if half(&segment, 0)? != 4 {
             continue;
         }
-        let mut notes = vec![0u8; word(&segment, 32)?.min(4096) as usize];
-        file.read_exact_at(&mut notes, word(&segment, 8)?).ok()?;
+        let notes = read(word(&segment, 8)?, word(&segment, 32)?.min(4096) as usize)?;
         let mut at = 0;
         while at + 12 <= notes.len() {
             let (name, size, kind) = (

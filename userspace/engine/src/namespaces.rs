@@ -51,7 +51,7 @@ pub(crate) fn wanted(snapshot: &Snapshot, apart: bool) -> Option<Namespaces> {
 /// Host and domain name, as we see them.
 fn name() -> Namespaces {
     let text = |path: &str| {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let text = remote::sys::read_text(path).unwrap_or_default();
         text.trim_end().to_owned()
     };
     Namespaces {
@@ -159,7 +159,7 @@ impl Drop for Visit {
 }
 
 fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
+    remote::sys::read_text(path).unwrap_or_default()
 }
 
 /// Mounts as a process sees them, without what differs between two copies of the same: device, what of it, where.

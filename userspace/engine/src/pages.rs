@@ -4,15 +4,13 @@ use std::borrow::Borrow;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::ScopedJoinHandle;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use images::{Checkpoint, FRAME_PAGES, Frame, PageSet, Where, Writer};
 use memory::{Object, PAGE_SIZE, ProcessMemory};
 
-use crate::{CheckpointError, Progress, RestoreError, procfs};
+use crate::{CheckpointError, Progress, RestoreError, host, procfs};
 
 /// More threads than this wait for the kernel to find free pages, and for each other.
 const MAX_THREADS: usize = 8;
@@ -163,11 +161,7 @@ pub(crate) fn put(
             writer.put(space, chunk.index, &chunk.pages, &chunk.data)?;
         }
     };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let mut ends = workers.into_iter().map(ScopedJoinHandle::join);
-        ends.try_for_each(|end| end.unwrap_or_else(|panic| resume_unwind(panic)))
-    })
+    memory::together(workers, work).into_iter().collect()
 }
 
 fn copy(
@@ -182,6 +176,8 @@ fn copy(
             .map(|_| Copied::default())
             .collect::<Vec<_>>(),
     );
+    let bytes = sources.iter().map(|s| s.borrow().estimate()).sum();
+    let threads = threads.min(threads_for(bytes));
     memory::copy_out(&borrowed, threads, FRAME_PAGES, |chunk| {
         sink(&chunk)?;
         let copied = &mut lock(&copied)[chunk.source];
@@ -230,13 +226,8 @@ pub(crate) fn fill(
             meter.add(data.len());
         }
     };
-    let pages: u64 = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads()).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .sum::<Result<_, _>>()
-    })?;
+    let ends = memory::together(threads_for(total), work);
+    let pages: u64 = ends.into_iter().sum::<Result<_, _>>()?;
     let zeros: u64 = targets
         .iter()
         .map(|target| target.fill_zeros(checkpoint))
@@ -245,13 +236,18 @@ pub(crate) fn fill(
     Ok(pages + zeros)
 }
 
+/// So many bytes are not worth another thread: it takes as long to start as they take to copy.
+const FEW: u64 = 1 << 20;
+
+/// One thread a processor, for so many bytes.
+fn threads_for(bytes: u64) -> usize {
+    let worth = usize::try_from(bytes / FEW).unwrap_or(usize::MAX);
+    threads().min(worth.max(1))
+}
+
 /// One thread a processor.
 pub(crate) fn threads() -> usize {
-    // It is found out by reading files.
-    static THREADS: OnceLock<usize> = OnceLock::new();
-    *THREADS.get_or_init(|| {
-        std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MAX_THREADS))
-    })
+    (host::cpus() as usize).min(MAX_THREADS)
 }
 
 impl Source {

@@ -2,20 +2,15 @@
 
 use std::io;
 
+use remote::sys;
+
 /// The fields of `/proc/TID/status`, by name.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Status(String);
 
 impl Status {
     pub(crate) fn read(tid: u32) -> io::Result<Self> {
-        // Names may be any bytes.
-        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(
-            format!("/proc/{tid}/status"),
-        )?)))
-    }
-
-    pub(crate) fn parse(text: &str) -> Self {
-        Self(text.to_owned())
+        Ok(Self(sys::read_text(format!("/proc/{tid}/status"))?))
     }
 
     pub(crate) fn text(&self, name: &str) -> &str {
@@ -76,9 +71,7 @@ pub(crate) struct Stat(Vec<i64>);
 
 impl Stat {
     pub(crate) fn read(pid: u32) -> io::Result<Self> {
-        Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(
-            format!("/proc/{pid}/stat"),
-        )?)))
+        Ok(Self::parse(&sys::read_text(format!("/proc/{pid}/stat"))?))
     }
 
     fn parse(text: &str) -> Self {
@@ -110,9 +103,8 @@ pub(crate) fn threads(pid: u32) -> Vec<u32> {
 
 /// Children of a process, whichever thread made them.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
-    let of = |tid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default()
-    };
+    let of =
+        |tid: &u32| sys::read_text(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
     let lists: Vec<String> = threads(pid).iter().map(of).collect();
     lists
         .iter()
@@ -136,14 +128,14 @@ pub(crate) fn numbered(directory: &str) -> Vec<u32> {
 
 /// Pages of a process that are in memory; 0 of one that has ended.
 pub(crate) fn resident(pid: u32) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let statm = sys::read_text(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages = statm.split(' ').nth(1);
     pages.and_then(|pages| pages.parse().ok()).unwrap_or(0)
 }
 
 /// Pages of a process that are in memory and not of files or shared; 0 of one that has ended.
 pub(crate) fn anonymous(pid: u32) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let statm = sys::read_text(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: Vec<u64> = statm.split(' ').filter_map(|n| n.parse().ok()).collect();
     let (resident, shared) = (pages.get(1).copied(), pages.get(2).copied());
     resident.unwrap_or(0).saturating_sub(shared.unwrap_or(0))
@@ -168,8 +160,8 @@ mod tests {
 
     #[test]
     fn status_fields() {
-        let status = Status::parse(
-            "Name:\ta b\nState:\tT (stopped)\nUmask:\t0022\nSigCgt:\t0000000180000002\nNSpid:\t99\t7\n",
+        let status = Status(
+            "Name:\ta b\nState:\tT (stopped)\nUmask:\t0022\nSigCgt:\t0000000180000002\nNSpid:\t99\t7\n".to_owned(),
         );
         assert_eq!(
             (status.text("Name"), status.state(), status.octal("Umask")),

@@ -88,7 +88,7 @@ pub(crate) fn set(program: &mut Program, wanted: &Scheduling, ours: &Scheduling,
 /// The nice value of the scheduling group that the session of a process is, if it has one (sched(7)).
 pub(crate) fn autogroup(pid: u32) -> i32 {
     // "/autogroup-12 nice 5" (kernel/sched/autogroup.c)
-    let text = std::fs::read_to_string(format!("/proc/{pid}/autogroup")).unwrap_or_default();
+    let text = sys::read_text(format!("/proc/{pid}/autogroup")).unwrap_or_default();
     let nice = text.trim().rsplit_once("nice ").map(|(_, nice)| nice);
     nice.and_then(|nice| nice.parse().ok()).unwrap_or(0)
 }

@@ -29,7 +29,7 @@ const RESTARTABLE: [i64; 4] = [
 
 /// When a thread that waits in one of these calls fell asleep, by CLOCK_MONOTONIC in ns. To be asked before it is stopped.
 pub(crate) fn asleep_since(tid: u32, clocks: &mut Clocks) -> Option<u64> {
-    let call = std::fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+    let call = sys::read_text(format!("/proc/{tid}/syscall")).ok()?;
     let nr: i64 = call.split(' ').next()?.parse().ok()?;
     if nr != libc::SYS_restart_syscall && !RESTARTABLE.contains(&nr) {
         return None;
@@ -40,7 +40,7 @@ pub(crate) fn asleep_since(tid: u32, clocks: &mut Clocks) -> Option<u64> {
 
 /// `se.exec_start` of /proc/TID/sched: when the thread last began or stopped running, in ms of the scheduler's clock.
 fn exec_start(tid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/sched")).ok()?;
+    let text = sys::read_text(format!("/proc/{tid}/sched")).ok()?;
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix("se.exec_start"))?;

@@ -44,7 +44,7 @@ pub fn needs_bpf(scope: Scope) -> bool {
 /// Whether a thread goes on with a wait that was interrupted, by an earlier checkpoint for example: from outside the kernel nobody can tell when
 /// it began.
 fn waits_again(pid: u32, tid: u32) -> bool {
-    let call = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"));
+    let call = remote::sys::read_text(format!("/proc/{pid}/task/{tid}/syscall"));
     let restart = libc::SYS_restart_syscall.to_string();
     call.is_ok_and(|call| call.split(' ').next() == Some(restart.as_str()))
 }

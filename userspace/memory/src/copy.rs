@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use crate::{Error, Kind, Object, PAGE_SIZE, Pagemap, ProcessMemory, pages_in, push_run};
 
@@ -60,12 +61,19 @@ pub fn copy_out<E: From<Error> + Send>(
     let finder = || finder.lock().unwrap_or_else(PoisonError::into_inner);
     let work =
         || copy_batches(sources, chunk_pages, finder, &sink).inspect_err(|_| finder().stop());
+    together(threads, work).into_iter().sum()
+}
+
+/// Does `work` on this thread and on `threads` - 1 others, and gives what came of each.
+pub fn together<T: Send>(threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .sum()
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
+        let own = work();
+        let joined = |other: ScopedJoinHandle<'_, T>| {
+            other.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        let others: Vec<T> = others.into_iter().map(joined).collect();
+        std::iter::once(own).chain(others).collect()
     })
 }
 

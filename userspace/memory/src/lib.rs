@@ -20,7 +20,7 @@ mod unshared;
 use std::io;
 
 pub use collapse::{HugePagePolicy, collapse};
-pub use copy::{Chunk, Source, copy_out};
+pub use copy::{Chunk, Source, copy_out, together};
 pub use object::Object;
 pub use pagemap::{Kind, Pagemap};
 pub use probe::{Tracking, reports_holes, soft_dirty_works, tracking};

@@ -47,7 +47,7 @@ impl Room {
         if in_vdso.is_some() {
             return Ok(in_vdso);
         }
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let maps = crate::sys::read_text(format!("/proc/{pid}/maps"))?;
         let executable = |line: &&str| {
             let permissions = line.split_whitespace().nth(1);
             permissions.is_some_and(|p| p.starts_with("r-xp")) && !line.ends_with("[vsyscall]")
@@ -142,7 +142,7 @@ fn word(bytes: &[u8], at: usize) -> u64 {
 
 /// Where the vdso ends, by the auxiliary vector and its own ELF header (elf(5)): much faster to read than all mappings.
 fn vdso_end(pid: i32, memory: &File) -> Option<u64> {
-    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).ok()?;
+    let auxv = crate::sys::read_file(format!("/proc/{pid}/auxv")).ok()?;
     let mut entries = auxv.chunks_exact(16);
     let base = entries.find(|entry| word(entry, 0) == libc::AT_SYSINFO_EHDR)?;
     let base = word(base, 8);

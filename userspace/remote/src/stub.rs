@@ -425,12 +425,16 @@ impl<'p> Run<'p> {
                 },
             });
         }
+        let mut places = vec![None; self.outcome.outputs.len()];
         for &(index, address) in &self.outputs {
-            let bytes = &mut self.outcome.outputs[index];
-            bytes.resize(self.program.blobs[index].bytes.len(), 0);
-            sys::read_memory(tid, address, bytes).map_err(fail("reading results"))?;
+            places[index] = Some(address);
+            self.outcome.outputs[index].resize(self.program.blobs[index].bytes.len(), 0);
         }
-        Ok(())
+        let outputs = self.outcome.outputs.iter_mut().zip(places);
+        let mut pieces: Vec<(u64, &mut [u8])> = outputs
+            .filter_map(|(bytes, place)| Some((place?, bytes.as_mut_slice())))
+            .collect();
+        sys::read_pieces(tid, &mut pieces).map_err(fail("reading results"))
     }
 
     /// What the calls gave, once [`Run::start`] finds nothing left to run.

@@ -46,6 +46,69 @@ pub fn read_memory(tid: i32, address: u64, out: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// As [`read_memory`], several pieces at once.
+///
+/// # Errors
+/// EFAULT when not all of them are readable.
+pub fn read_pieces(tid: i32, pieces: &mut [(u64, &mut [u8])]) -> io::Result<()> {
+    // IOV_MAX is 1024.
+    for pieces in pieces.chunks_mut(512) {
+        let part = |base: *mut c_void, piece: &[u8]| libc::iovec {
+            iov_base: base,
+            iov_len: piece.len(),
+        };
+        let (mut local, mut remote) = (Vec::new(), Vec::new());
+        for (address, piece) in pieces.iter_mut() {
+            local.push(part(piece.as_mut_ptr().cast(), piece));
+            remote.push(part(*address as *mut c_void, piece));
+        }
+        let total: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
+        // SAFETY: the local vectors describe live slices that nobody else has; the remote ones are checked by the kernel.
+        let n = check(unsafe {
+            libc::process_vm_readv(
+                tid,
+                local.as_ptr(),
+                local.len() as u64,
+                remote.as_ptr(),
+                remote.len() as u64,
+                0,
+            )
+        } as i64)?;
+        if n as usize != total {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
+    }
+    Ok(())
+}
+
+/// A file whose size the kernel does not tell, such as those of /proc. The standard library asks for the size and then begins with a few
+/// bytes, which makes three times as many system calls.
+pub fn read_file(path: impl AsRef<std::path::Path>) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path)?;
+    let (mut bytes, mut length) = (vec![0; 4096], 0);
+    loop {
+        match file.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if bytes.len() - length < 4096 {
+            bytes.resize(2 * bytes.len() + 4096, 0);
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+/// As [`read_file`], as text; what is no UTF-8 is replaced.
+pub fn read_text(path: impl AsRef<std::path::Path>) -> io::Result<String> {
+    let bytes = read_file(path)?;
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
 /// Writes pieces of memory of another task (process_vm_writev(2)).
 ///
 /// # Errors
@@ -213,7 +276,7 @@ pub fn timerfd_time(fd: &OwnedFd) -> io::Result<(u64, u64)> {
 
 /// /proc/self/fdinfo of a descriptor.
 pub fn fdinfo(fd: &impl AsRawFd) -> io::Result<String> {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+    read_text(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
 }
 
 /// Where a descriptor of ours leads.

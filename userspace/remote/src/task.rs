@@ -1,7 +1,9 @@
 //! Tasks under ptrace(2). A [`Running`] task can only be interrupted and waited for; registers, memory and
 //! signals belong to a [`Stopped`] one.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use crate::sys::ptrace;
@@ -248,6 +250,15 @@ impl Stopped {
     /// Writes into the task's memory whatever its protection; private pages are copied first
     /// (mm/gup.c, FOLL_FORCE). `address` and the length must be multiples of 8.
     pub fn poke(&self, address: u64, bytes: &[u8]) -> io::Result<()> {
+        // At once, unless the kernel was told that nobody may (proc_mem.force_override).
+        if bytes.len() > 32
+            && let Ok(memory) = File::options()
+                .write(true)
+                .open(format!("/proc/{}/mem", self.tid))
+            && memory.write_all_at(bytes, address).is_ok()
+        {
+            return Ok(());
+        }
         for (i, word) in bytes.chunks_exact(8).enumerate() {
             let word = u64::from_ne_bytes(word.try_into().unwrap_or_default());
             ptrace::request(

@@ -55,7 +55,7 @@ pub(super) fn told(
         Status::read(tid).map_err(failed(format!("reading /proc/{tid}/status")))?
     };
     let personality =
-        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/personality")).unwrap_or_default();
+        remote::sys::read_text(format!("/proc/{pid}/task/{tid}/personality")).unwrap_or_default();
     let of_process = |asked: ProcessQuestions| {
         let (interval_timers, posix_timers) = asked.timers.answers(outcome);
         ToldOfProcess {

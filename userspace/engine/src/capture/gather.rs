@@ -81,16 +81,7 @@ pub(super) fn gather(
         }
         Ok(all)
     };
-    let helpers = pages::threads().min(pids.len() / FEW).saturating_sub(1);
-    let parts: Vec<Result<Vec<_>, CheckpointError>> = std::thread::scope(|scope| {
-        let helpers: Vec<_> = (0..helpers).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        let theirs = helpers.into_iter().map(|helper| {
-            let end = helper.join();
-            end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        std::iter::once(own).chain(theirs).collect()
-    });
+    let parts = memory::together(pages::threads().min(pids.len() / FEW), work);
     let parts: Result<Vec<_>, _> = parts.into_iter().collect();
     Ok(parts?.into_iter().flatten().collect())
 }
@@ -147,7 +138,7 @@ fn living(
 ) -> Result<Living, CheckpointError> {
     let text = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
-        std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
+        remote::sys::read_text(&path).map_err(failed(format!("reading {path}")))
     };
     let link = |name: &str| {
         let path = format!("/proc/{pid}/{name}");

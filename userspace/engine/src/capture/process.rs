@@ -37,7 +37,7 @@ pub(super) fn one(
     let tracker = tracker.filter(|_| !ended);
     let text = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
-        std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))
+        sys::read_text(&path).map_err(failed(format!("reading {path}")))
     };
     let waits = told::waits(&gathered.threads);
     // What a ckptd that was killed has left is cleared up by asking.
@@ -243,7 +243,7 @@ pub(crate) fn place(pid: u32, tid: u32, umask: u32) -> Result<proto::Place, Chec
 
 /// The name of a thread.
 pub(super) fn name(pid: u32, tid: u32) -> Vec<u8> {
-    let mut name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    let mut name = sys::read_file(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
     if name.last() == Some(&b'\n') {
         name.pop();
     }

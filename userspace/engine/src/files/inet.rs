@@ -356,8 +356,7 @@ fn unread(fd: &OwnedFd) -> Result<Vec<u8>, Why> {
 
 /// The TCP sockets of this host with that port: state, own address and the other's (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
 fn ends(port: u16) -> impl Iterator<Item = (u8, SocketAddr, SocketAddr)> {
-    let tables =
-        ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(std::fs::read_to_string);
+    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(sys::read_text);
     let lines: Vec<String> = tables.into_iter().flatten().collect();
     let ends: Vec<_> = lines
         .iter()

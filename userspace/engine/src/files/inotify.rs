@@ -89,7 +89,7 @@ fn parse(line: &str) -> Option<Parsed> {
 impl Parsed {
     /// A path that leads to what is watched.
     fn path(&self, pid: u32) -> Option<String> {
-        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+        let mounts = sys::read_text(format!("/proc/{pid}/mountinfo")).ok()?;
         let device = format!("{}:{}", self.device.0, self.device.1);
         let points = mounts.lines().filter_map(|line| {
             let words: Vec<&str> = line.split(' ').collect();

@@ -1,5 +1,6 @@
 //! Which objects of the host's are the job's.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use images::proto::Process;
@@ -13,6 +14,8 @@ pub(crate) struct Job<'a> {
     /// Processes of the job: their pids as we see them, and inside the job.
     pub(crate) members: &'a HashMap<u32, u32>,
     pub(crate) processes: &'a [Process],
+    /// Filled when it is asked for.
+    pub(crate) began: OnceCell<u64>,
 }
 
 impl Job<'_> {
@@ -61,7 +64,8 @@ impl Job<'_> {
 
     /// When the first process of the job was started, in seconds since the epoch.
     fn began(&self) -> u64 {
-        began(self.root).unwrap_or(u64::MAX) / NS_PER_S
+        let began = || began(self.root).unwrap_or(u64::MAX) / NS_PER_S;
+        *self.began.get_or_init(began)
     }
 
     /// Pids as they are inside.

@@ -58,7 +58,7 @@ pub(super) fn table(kind: Kind) -> &'static str {
 /// All objects of a kind.
 pub(crate) fn list(kind: Kind) -> Vec<Line> {
     let path = format!("/proc/sysvipc/{}", table(kind));
-    parse(&std::fs::read_to_string(path).unwrap_or_default())
+    parse(&sys::read_text(path).unwrap_or_default())
 }
 
 /// The first line names the columns (ipc/shm.c, sysvipc_shm_proc_show); the mode alone is octal.

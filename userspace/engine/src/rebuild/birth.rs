@@ -29,7 +29,7 @@ impl Builder<'_> {
             .map_err(|error| broke(&who, error))?;
         slot.length = block.leader - 4096;
         let path = format!("/proc/{outer}/maps");
-        let text = std::fs::read_to_string(&path).map_err(failed(format!("reading {path}")))?;
+        let text = remote::sys::read_text(&path).map_err(failed(format!("reading {path}")))?;
         let areas = areas::parse(&text);
         let first = areas
             .iter()

@@ -82,8 +82,7 @@ pub(super) fn writes_directly(pid: u32) -> bool {
         .into_iter()
         .filter(|fd| may_be_direct(pid, *fd))
         .any(|fd| {
-            let info =
-                std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+            let info = sys::read_text(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
             flags.unwrap_or(0) & libc::O_DIRECT != 0

@@ -241,13 +241,13 @@ pub(crate) fn wait(tid: i32) -> io::Result<Option<Wait>> {
 
 /// Whether the task has ended and waits to be reaped.
 pub(crate) fn is_zombie(tid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    let stat = crate::sys::read_text(format!("/proc/{tid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")
         .is_some_and(|(_, fields)| fields.starts_with('Z'))
 }
 
 pub(super) fn is_own_child(tid: i32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let status = crate::sys::read_text(format!("/proc/{tid}/status")).unwrap_or_default();
     let field = |name: &str| {
         status
             .lines()

@@ -289,7 +289,7 @@ impl Source {
             // Of a part of a process, the part.
             Self::Process { pid, areas, .. } => {
                 let bytes = areas.iter().map(|(range, _)| range.end - range.start).sum();
-                (procfs::resident(*pid) * PAGE_SIZE).min(bytes)
+                (procfs::anonymous(*pid) * PAGE_SIZE).min(bytes)
             }
             Self::Object { areas, .. } => areas.iter().map(|range| range.end - range.start).sum(),
         }

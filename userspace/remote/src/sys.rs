@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::LazyLock;
 
 pub(crate) mod ptrace;
 mod scheduling;
@@ -355,12 +356,16 @@ pub fn gettid() -> i32 {
 
 /// XCR0: the state components user code may use (Intel SDM vol. 1, 13.3); 0 where the CPU has no xsave.
 pub fn xcr0() -> u64 {
-    let osxsave = std::arch::x86_64::__cpuid(1).ecx >> 27 & 1 == 1;
-    if !osxsave {
-        return 0;
-    }
-    // SAFETY: OSXSAVE is set, so xgetbv is available to user code.
-    unsafe { core_xgetbv() }
+    // Asked once: of a virtual machine, the hypervisor answers.
+    static XCR0: LazyLock<u64> = LazyLock::new(|| {
+        let osxsave = std::arch::x86_64::__cpuid(1).ecx >> 27 & 1 == 1;
+        if !osxsave {
+            return 0;
+        }
+        // SAFETY: OSXSAVE is set, so xgetbv is available to user code.
+        unsafe { core_xgetbv() }
+    });
+    *XCR0
 }
 
 /// Where a state component lies in the xsave area (Intel SDM vol. 1, 13.4.3).

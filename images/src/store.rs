@@ -13,6 +13,8 @@ use crate::{Checkpoint, Error, Result, files};
 pub(crate) const TEMPORARY: &str = ".tmp";
 /// How long to wait for who holds a job: rewriting segments does so for moments.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for a new checkpoint: moments are long where storage is slow, and nobody is stopped meanwhile.
+pub(crate) const PATIENCE_TO_WRITE: Duration = Duration::from_secs(10);
 const MANIFEST: &str = ".ckpt";
 
 /// A directory with the checkpoints of any number of jobs.

@@ -12,7 +12,7 @@ use crate::contents::Contents;
 use crate::lane::Lane;
 use crate::placement::{Placement, Stored};
 use crate::proto::Codec;
-use crate::store::PATIENCE;
+use crate::store::PATIENCE_TO_WRITE;
 use crate::{
     Checkpoint, Compression, Error, FRAME_PAGES, Job, PAGE_SIZE, PageSet, Result, files, pageset,
     segment,
@@ -68,7 +68,7 @@ impl Job {
     ///
     /// [`Error::Busy`] when another process is at it, [`Error::NoBase`] when the base has been removed, [`Error::Io`].
     pub fn begin(&self, compression: Compression, base: Option<&Checkpoint>) -> Result<Writer> {
-        let lock = self.lock_within(PATIENCE)?;
+        let lock = self.lock_within(PATIENCE_TO_WRITE)?;
         let base = base.map(|base| base.for_writing(self)).transpose()?;
         let parent = self.sequences()?.last().copied().unwrap_or(0);
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);

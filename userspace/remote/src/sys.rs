@@ -95,8 +95,8 @@ pub fn read_file(path: impl AsRef<std::path::Path>) -> io::Result<Vec<u8>> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-        if bytes.len() - length < 4096 {
-            bytes.resize(2 * bytes.len() + 4096, 0);
+        if bytes.len() - length < 1024 {
+            bytes.resize(2 * bytes.len(), 0);
         }
     }
     bytes.truncate(length);

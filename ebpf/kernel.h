@@ -179,6 +179,14 @@ struct group_info {
 	struct kernel_id gid[1];
 };
 
+struct assoc_array {
+	unsigned long nr_leaves_on_tree;
+};
+
+struct key {
+	struct assoc_array keys;
+};
+
 struct cred {
 	struct kernel_id uid;
 	struct kernel_id gid;
@@ -195,6 +203,10 @@ struct cred {
 	struct kernel_capabilities cap_bset;
 	struct kernel_capabilities cap_ambient;
 	struct group_info *group_info;
+	struct key *session_keyring;
+	struct key *process_keyring;
+	struct key *thread_keyring;
+	void *security;
 };
 
 struct fs_struct {

@@ -96,7 +96,7 @@ struct thread {
 	__u32 umask;
 	/* Whether root, working directory and umask are its leader's too. */
 	__u32 shares_fs;
-	/* At most GROUPS_MAX of these follow, each a __u32. */
+	/* At most GROUPS_MAX of these follow behind struct credentials, each a __u32. */
 	__u32 group_count;
 	char comm[16];
 	/* Whether a struct process follows, and behind it SIGNALS actions. */
@@ -106,6 +106,17 @@ struct thread {
 	__u32 special;
 	/* Mode of seccomp(2). */
 	__u32 seccomp;
+};
+
+/* Follows each struct thread. */
+struct credentials {
+	/* The beginning of what security modules keep with its credentials. */
+	__u64 security[8];
+	/* Its session keyring, if there is something in it. */
+	__u64 session;
+	/* Whether there is something in its own keyring or that of its process. */
+	__u32 keys;
+	__u32 padding;
 };
 
 struct process {

@@ -83,8 +83,9 @@ static __always_inline __u64 mm_flags(struct mm_struct *mm)
 #define TIF_SPECIAL (1UL << 15 | 1UL << 16 | 1UL << 20 | 1UL << 21)
 /* include/linux/sched.h: PF_MCE_PROCESS, PF_MCE_EARLY, PF_MEMALLOC_NOIO */
 #define PF_SPECIAL (0x80 | 0x08000000 | 0x00080000)
-/* include/linux/mm_types.h: MMF_HAS_MDWE, MMF_HAS_MDWE_NO_INHERIT, MMF_VM_MERGE_ANY */
-#define MMF_SPECIAL (1UL << 28 | 1UL << 29 | 1UL << 30)
+/* include/linux/mm_types.h: MMF_HAS_MDWE, MMF_HAS_MDWE_NO_INHERIT, MMF_VM_MERGE_ANY; since Linux 6.18 MMF_DISABLE_THP_EXCEPT_ADVISED,
+ * the number of which meant something harmless before. */
+#define MMF_SPECIAL (1UL << 28 | 1UL << 29 | 1UL << 30 | 1UL << 23)
 
 /* include/linux/mm.h: VM_LOCKED and VM_LOCKONFAULT, which new mappings get (mlockall(2)). */
 #define VM_LOCK (0x2000 | 0x80000)
@@ -124,15 +125,35 @@ static __always_inline __u64 map_generation(struct task_struct *task, struct mm_
 	return 0;
 }
 
+static __always_inline int is_filled(struct key *keyring)
+{
+	if (bpf_core_field_exists(keyring->keys.nr_leaves_on_tree))
+		return keyring && BPF_CORE_READ(keyring, keys.nr_leaves_on_tree);
+	return keyring != 0;
+}
+
+static __always_inline void confidential(struct credentials *record, const struct cred *cred)
+{
+	struct key *session;
+
+	bpf_probe_read_kernel(record->security, sizeof(record->security), BPF_CORE_READ(cred, security));
+	if (!bpf_core_field_exists(cred->session_keyring))
+		return;
+	session = BPF_CORE_READ(cred, session_keyring);
+	record->session = is_filled(session) ? (__u64)session : 0;
+	record->keys = is_filled(BPF_CORE_READ(cred, process_keyring)) || is_filled(BPF_CORE_READ(cred, thread_keyring));
+}
+
 SEC("iter/task")
 int threads(struct bpf_iter__task *ctx)
 {
 	struct seq_file *seq = ctx->meta->seq;
 	struct task_struct *task = ctx->task;
-	__u32 groups[GROUPS_MAX] = {};
+	__u32 groups[GROUPS_MAX] __attribute__((aligned(8))) = {};
 	struct thread record = {};
 	struct process process = {};
-	struct action action = {};
+	/* In the room that groups no longer take: all of it would not fit on the stack. */
+	struct action *action = (void *)groups;
 	struct sighand_struct *sighand;
 	struct signal_struct *signal;
 	const struct cred *cred;
@@ -164,6 +185,8 @@ int threads(struct bpf_iter__task *ctx)
 	record.seccomp = task->seccomp.mode;
 	record.leads = task->pid == task->tgid && mm && sighand;
 	bpf_seq_write(seq, &record, sizeof(record));
+	confidential((void *)groups, cred);
+	bpf_seq_write(seq, groups, sizeof(struct credentials));
 
 	size = record.group_count;
 	if (size > GROUPS_MAX)
@@ -196,11 +219,11 @@ int threads(struct bpf_iter__task *ctx)
 		struct sigaction set = {};
 
 		bpf_probe_read_kernel(&set, sizeof(set), &sighand->action[nth]);
-		action.handler = (__u64)set.sa_handler;
-		action.flags = set.sa_flags;
-		action.restorer = (__u64)set.sa_restorer;
-		action.mask = set.sa_mask.sig[0];
-		bpf_seq_write(seq, &action, sizeof(action));
+		action->handler = (__u64)set.sa_handler;
+		action->flags = set.sa_flags;
+		action->restorer = (__u64)set.sa_restorer;
+		action->mask = set.sa_mask.sig[0];
+		bpf_seq_write(seq, action, sizeof(*action));
 	}
 	return 0;
 }

@@ -58,6 +58,10 @@ refusals! {
     refused_secret: ["memfd_secret"];
     refused_traced: ["is tracing it"];
     refused_sem_undo: ["SEM_UNDO"], "--no-bpf";
+    refused_keys: ["its keys", "session"];
+    refused_landlock: ["Landlock"];
+    refused_thread_files: ["descriptor table of its own"];
+    refused_children: ["its children", "unshare"];
     refused_packet_ring: ["ring", "socket"];
 }
 

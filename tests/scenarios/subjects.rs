@@ -83,6 +83,7 @@ subjects! {
     file_shared = own("file_shared");
     shared_anonymous = own("shared_anonymous");
     guards = own("guards");
+    droppable = own("droppable");
     hugetlb = own("hugetlb");
     mlock = own("mlock");
     mappings = own("mappings");
@@ -138,6 +139,7 @@ subjects! {
     signalfd = own("signalfd");
     pidfd = own("pidfd");
     inotify = own("inotify");
+    notified = own("notified");
     o_path = own("o_path");
     memfd = own("memfd");
     proc_self = own("proc_self");
@@ -157,6 +159,7 @@ subjects! {
     udp = own("udp");
     udp_queue = own("udp_queue");
     raw = own("raw");
+    socket_options = own("socket_options");
 
     // Other C libraries, static binaries, other runtimes.
     glibc_static_threads = Subject::variant("glibc_static_threads", "threads", Compiler::GccStatic);

@@ -46,6 +46,12 @@ int main(int argc, char **argv) {
     locks = mlockall(MCL_FUTURE | MCL_ONFAULT) == 0;
     merge = prctl(MERGE_SET, 1, 0, 0, 0) == 0;
     mdwe = prctl(MDWE_SET, 1, 0, 0, 0) == 0;
+    /* PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18. */
+    if (prctl(PR_SET_THP_DISABLE, 1, 2, 0, 0) != 0) prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    int huge = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
+    char filter[32], core[32];
+    if (access("/proc/self/coredump_filter", W_OK) == 0) spew("/proc/self/coredump_filter", "0x7d", 4);
+    slurp("/proc/self/coredump_filter", filter, sizeof filter);
     if (!barriers) skip("membarrier: %s", strerror(errno));
     ready();
     wait_go();
@@ -57,6 +63,9 @@ int main(int argc, char **argv) {
     check_equal(prctl(MDWE_GET, 0, 0, 0, 0) == 1, mdwe);
     void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check((page == MAP_FAILED) == mdwe, "memory that is writable and executable");
+    check_equal(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), huge);
+    slurp("/proc/self/coredump_filter", core, sizeof core);
+    check(strcmp(core, filter) == 0, "its core dumps have %s, and had %s", core, filter);
     char flags[256];
     vm_flags(must_map(), flags, sizeof flags);
     check((strstr(flags, "lo ") != NULL) == locks, "new memory has flags %s", flags);

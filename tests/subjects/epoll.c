@@ -2,6 +2,16 @@
 #include "subject.h"
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+
+/* linux/eventpoll.h, Linux 6.9: struct epoll_params, EPIOCSPARAMS and EPIOCGPARAMS. */
+struct busy {
+    uint32_t microseconds;
+    uint16_t budget;
+    uint8_t prefer, padding;
+};
+#define SET_BUSY _IOW(0x8A, 0x01, struct busy)
+#define GET_BUSY _IOR(0x8A, 0x02, struct busy)
 
 enum { MANY = 200 };
 
@@ -54,6 +64,8 @@ int main(int argc, char **argv) {
         finish_child();
     }
     await_mark("child");
+    struct busy busy = {.microseconds = 64, .budget = 8, .prefer = 1};
+    int polls = ioctl(outer, SET_BUSY, &busy) == 0;
     ready();
     wait_go();
 
@@ -89,6 +101,9 @@ int main(int argc, char **argv) {
     check_equal(collect(inner, events, 8), 1);
     check_equal(events[0].data.u64, 12);
 
+    struct busy now = {0};
+    check_equal(ioctl(outer, GET_BUSY, &now) == 0, polls);
+    check(memcmp(&now, &busy, sizeof now) == 0 || !polls, "it polls busily for %u us, not %u", now.microseconds, busy.microseconds);
     check_equal(write(pipe_ends[1], "x", 1), 1);
     reap(child);
     return finish();

@@ -70,6 +70,11 @@ int main(int argc, char **argv) {
     must(close(back[1]));
     await_mark("child");
     put(between[1], 3000, 5);
+    /* As runc gives the standard output of a container to its user; to others only root may. */
+    uid_t given_uid = geteuid() == 0 ? 1234 : geteuid();
+    gid_t given_gid = geteuid() == 0 ? 1235 : getegid();
+    must(fchown(small[0], given_uid, given_gid));
+    must(fchmod(small[0], 0640));
     ready();
     wait_go();
     put(between[1], 3000, 6);
@@ -94,6 +99,11 @@ int main(int argc, char **argv) {
     check_equal(read(half[0], rest, sizeof rest), 4000);
     check(memcmp(rest, whole + 1000, 4000) == 0, "the partly read pipe holds other bytes");
     drain(back[0], 2000, 7);
+    struct stat whose;
+    must(fstat(small[0], &whose));
+    check_equal(whose.st_mode & 07777, 0640);
+    check(whose.st_uid == given_uid && whose.st_gid == given_gid, "a pipe is %d:%d's, not %d:%d's", (int)whose.st_uid,
+          (int)whose.st_gid, (int)given_uid, (int)given_gid);
     must(close(between[1]));
     reap(child);
     return finish();

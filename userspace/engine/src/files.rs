@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 
-use images::proto::Owner;
+use images::proto::{Inode, OpenFile, Owner};
 use remote::sys;
 
 use crate::freeze::failed;
@@ -39,7 +40,7 @@ pub(crate) mod unix;
 
 pub(crate) use bulk::{found, key, list};
 use making::set_owner;
-pub(crate) use making::{Making, STATUS_FLAGS, has_sockets};
+pub(crate) use making::{Making, STATUS_FLAGS, has_sockets, usual_mode};
 pub(crate) use shell::{Numbers, Shell};
 pub(crate) use table::{Harmless, Table};
 
@@ -155,10 +156,25 @@ fn flags(info: &str) -> u32 {
     u32::from_str_radix(octal.unwrap_or_default().trim(), 8).unwrap_or(0)
 }
 
+/// Whose a pipe or socket is, unless that is as usual with root.
+fn inode(held: &Held, file: &OpenFile) -> Option<Inode> {
+    let usual = usual_mode(file)?;
+    let mode = held.meta.mode() & 0o7777;
+    let inode = Inode {
+        mode: if mode == usual { 0 } else { mode },
+        uid: held.meta.uid(),
+        gid: held.meta.gid(),
+    };
+    (inode != Inode::default()).then_some(inode)
+}
+
 /// Who gets signals about a descriptor (F_SETOWN_EX, F_SETSIG).
 fn owner(held: &Held) -> Option<Owner> {
     let (kind, pid) = sys::owner(&held.file).ok()?;
     let signal = sys::fcntl(&held.file, F_GETSIG, 0).unwrap_or(0);
+    // In the pid namespace of the job, whether it is a thread, a process or a group.
+    let inner = procfs::Status::read(pid as u32).map(|status| status.inner("NSpid") as i32);
+    let pid = inner.unwrap_or(pid);
     (pid != 0 || signal != 0).then_some(Owner {
         pid,
         r#type: kind as u32,

@@ -21,6 +21,8 @@ pub(crate) struct Host {
     pub(crate) limits: Vec<Rlimit>,
     pub(crate) scheduling: Scheduling,
     pub(crate) oom_score_adj: i32,
+    /// core(5)
+    pub(crate) coredump_filter: Option<u32>,
     /// Whether our own system calls are filtered.
     pub(crate) filtered: bool,
     /// Which of our standard descriptors is a terminal.
@@ -70,6 +72,7 @@ impl Host {
             limits: limits::parse(&text("/proc/self/limits")),
             scheduling: scheduling::capture(std::process::id()).unwrap_or_default(),
             oom_score_adj: text("/proc/self/oom_score_adj").trim().parse().unwrap_or(0),
+            coredump_filter: limits::coredump_filter(&text("/proc/self/coredump_filter")),
             terminal,
             vdso_pieces: pieces
                 .map(|area| (area.end - area.start, area.path == "[vdso]"))

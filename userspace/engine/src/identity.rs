@@ -98,6 +98,36 @@ pub(crate) fn assume_files(program: &mut Program, wanted: &Credentials, ours: &C
     }
 }
 
+/// Accesses files by ckptd's own ids for a moment, with the capabilities that come with them.
+pub(crate) fn files_as_ourselves(
+    program: &mut Program,
+    process: &Process,
+    ours: &Credentials,
+    work: impl FnOnce(&mut Program),
+) {
+    let become_ = |program: &mut Program, uid: u32, gid: u32| {
+        program.try_call(
+            libc::SYS_setfsuid,
+            &[uid.into()],
+            "set the file-system user",
+        );
+        program.try_call(
+            libc::SYS_setfsgid,
+            &[gid.into()],
+            "set the file-system group",
+        );
+    };
+    let own = process.threads.first().and_then(|t| t.credentials.as_ref());
+    let own = own.filter(|own| (own.fsuid, own.fsgid) != (ours.fsuid, ours.fsgid));
+    if own.is_some() {
+        become_(program, ours.fsuid, ours.fsgid);
+    }
+    work(program);
+    if let Some(own) = own {
+        become_(program, own.fsuid, own.fsgid);
+    }
+}
+
 /// Does something as another user, whom the kernel notes as the one who did.
 pub(crate) fn as_user(
     shell: &mut Shell,

@@ -217,7 +217,7 @@ pub fn huge_pages(snapshot: &Snapshot) -> HashMap<u64, Vec<Range<u64>>> {
         HugePagePolicy::Asked => has(&mapping.vm_flags, "hg"),
         HugePagePolicy::Never => false,
     };
-    let processes = snapshot.processes.iter().filter(|p| !p.thp_disabled);
+    let processes = snapshot.processes.iter().filter(|p| p.thp_disabled == 0);
     processes
         .filter_map(|process| {
             let memory = process.memory.as_ref()?;

@@ -25,6 +25,7 @@ mod freeze;
 mod host;
 mod identity;
 mod ipc;
+mod keys;
 mod lazy;
 mod limits;
 mod lookout;

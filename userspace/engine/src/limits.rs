@@ -1,7 +1,10 @@
-//! Resource limits (prlimit(2)), oom_score_adj.
+//! Resource limits (prlimit(2)), oom_score_adj, what core dumps have.
 
-use images::proto::Rlimit;
+use images::proto::{Process, Rlimit};
 use remote::Program;
+
+use crate::files::Shell;
+use crate::host::Host;
 
 /// /proc/PID/limits, in its order, with the numbers of RLIMIT_*.
 const NAMES: [(&str, u32); 16] = [
@@ -22,6 +25,33 @@ const NAMES: [(&str, u32); 16] = [
     ("Max realtime priority", libc::RLIMIT_RTPRIO),
     ("Max realtime timeout", libc::RLIMIT_RTTIME),
 ];
+
+/// "00000033"
+pub(crate) fn coredump_filter(text: &str) -> Option<u32> {
+    u32::from_str_radix(text.trim(), 16).ok()
+}
+
+/// What a process writes to files of its own in /proc, where it differs from ours.
+pub(crate) fn write_own(shell: &mut Shell, process: &Process, host: &Host) {
+    let mut write = |file: &str, text: String| {
+        let path = format!("/proc/self/{file}");
+        let fd = shell.open_path(&path, libc::O_WRONLY as u32);
+        let blob = shell.program.bytes(text.as_bytes());
+        let args = [fd.into(), blob.into(), text.len().into()];
+        let label = format!("set {file}");
+        shell.program.must(libc::SYS_write, &args, label);
+        shell.close(fd);
+    };
+    if process.oom_score_adj != host.oom_score_adj {
+        write("oom_score_adj", process.oom_score_adj.to_string());
+    }
+    if let Some(filter) = process
+        .coredump_filter
+        .filter(|_| process.coredump_filter != host.coredump_filter)
+    {
+        write("coredump_filter", format!("{filter:#x}"));
+    }
+}
 
 /// prlimit64 on another user's process needs CAP_SYS_RESOURCE; reading /proc does not.
 pub(crate) fn parse(text: &str) -> Vec<Rlimit> {

@@ -64,6 +64,8 @@ pub(crate) fn capture(
             _ if mapping.huge_page_size != 0 && mapping.kind() == Kind::Anonymous => {
                 Some(memory::Kind::Huge)
             }
+            // Its owner makes it anew when it finds it empty: states of getrandom(3), which no two processes may share.
+            Kind::Anonymous if has(&mapping.vm_flags, "dp") => None,
             Kind::Anonymous => Some(memory::Kind::Anonymous),
             Kind::FilePrivate => Some(memory::Kind::PrivateFile),
             _ => None,
@@ -306,6 +308,9 @@ pub(crate) fn lay_out(space: &mut AddressSpace, layout: MmLayout) {
     space.layout = Some(layout);
 }
 
+/// Linux 6.11, in place of MAP_PRIVATE.
+const MAP_DROPPABLE: i32 = 0x08;
+
 /// Makes one mapping. `file`: the descriptor of its file or object. `filled`: pages will be written into it first.
 pub(crate) fn map(program: &mut Program, mapping: &Mapping, file: Option<u32>, filled: bool) {
     let anonymous = matches!(mapping.kind(), Kind::Anonymous);
@@ -313,13 +318,13 @@ pub(crate) fn map(program: &mut Program, mapping: &Mapping, file: Option<u32>, f
     let mut flags = libc::MAP_FIXED_NOREPLACE;
     flags |= match mapping.kind() {
         Kind::FileShared | Kind::AnonymousShared => libc::MAP_SHARED,
+        _ if has("dp") => MAP_DROPPABLE,
         _ => libc::MAP_PRIVATE,
     };
     for (wanted, flag) in [
         (anonymous, libc::MAP_ANONYMOUS),
         (has("gd"), libc::MAP_GROWSDOWN),
         (has("nr"), libc::MAP_NORESERVE),
-        (has("dp"), 0x08), // MAP_DROPPABLE, Linux 6.11
         (
             mapping.huge_page_size != 0 && anonymous,
             libc::MAP_HUGETLB | huge_page_flag(mapping.huge_page_size),

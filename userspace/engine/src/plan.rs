@@ -205,6 +205,7 @@ pub(crate) fn make(
     });
     stages.stage("put descriptors in place", |shell, process| {
         making.place_all(shell, process, host);
+        making.give(shell, process, &host.credentials);
     });
     stages.stage("watch descriptors", |shell, process| {
         epoll::register(shell, &making, process);
@@ -236,6 +237,7 @@ pub(crate) fn make(
     stages.stage("take locks and watch files", |shell, process| {
         lock::take(shell, &making, process);
         inotify::watch(shell, &making, process);
+        making.tell(shell, process);
     });
     stages.stage("queue signals and start timers", |shell, process| {
         timerfd::arm(shell, &making, process);

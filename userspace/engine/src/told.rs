@@ -28,6 +28,8 @@ pub(crate) struct Told {
     /// Mode of seccomp(2).
     pub(crate) seccomp: u32,
     pub(crate) attributes: Vec<Attribute>,
+    /// Whose keyring it is that has keys of its own.
+    pub(crate) keys: Option<&'static str>,
     /// Of the leader.
     pub(crate) process: Option<ToldOfProcess>,
 }
@@ -40,7 +42,7 @@ pub(crate) struct ToldOfProcess {
     pub(crate) brk: u64,
     pub(crate) child_subreaper: bool,
     pub(crate) dumpable: u32,
-    pub(crate) thp_disabled: bool,
+    pub(crate) thp_disabled: u32,
     pub(crate) attributes: Vec<Attribute>,
 }
 
@@ -93,7 +95,7 @@ fn one(
 ) -> Result<Option<Told>, CheckpointError> {
     // Timers go on; only who has them knows how much time they have left.
     let asked = |process: &tracker::Process| process.timers || process.special;
-    let asked = thread.special || thread.process.as_ref().is_some_and(asked);
+    let asked = thread.special || thread.keys || thread.process.as_ref().is_some_and(asked);
     let leads = thread.tid == pid;
     let Some(groups) = thread
         .groups
@@ -140,6 +142,7 @@ fn one(
         },
         seccomp: thread.seccomp,
         attributes: Vec::new(),
+        keys: None,
         process: thread.process.map(|process| of_process(process, status)),
     }))
 }
@@ -164,8 +167,10 @@ fn of_process(process: tracker::Process, status: &Status) -> ToldOfProcess {
         child_subreaper: process.subreaper,
         dumpable: process.dumpable,
         // A kernel without huge pages says so of every process.
-        thp_disabled: status.text("THP_enabled") == "0"
-            && std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists(),
+        thp_disabled: u32::from(
+            status.text("THP_enabled") == "0"
+                && std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists(),
+        ),
         attributes: Vec::from_iter(attributes::barriers(process.barriers)),
     }
 }

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use crate::members::Members;
+use crate::procfs::Status;
 use crate::{Scope, procfs};
 
 /// How much sooner a job must run again for BPF programs to be loaded: that takes twice as long, but the job runs meanwhile.
@@ -17,7 +18,8 @@ const A_MAPPING: u64 = 7_000;
 /// smaps goes through the page tables.
 const A_RESIDENT_PAGE: u64 = 200;
 
-/// Whether BPF programs are worth loading to read a job's state: when there is much of it, or when they alone tell until when somebody waits.
+/// Whether BPF programs are worth loading to read a job's state: when there is much of it, or when they alone tell until when somebody waits,
+/// or whether somebody is confined by Landlock.
 ///
 /// Estimated from how many processes, threads, descriptors, mappings and pages it has; a small one is looked at for some 100 µs.
 pub fn needs_bpf(scope: Scope) -> bool {
@@ -32,6 +34,7 @@ pub fn needs_bpf(scope: Scope) -> bool {
             let count = |folder: &str| procfs::numbered(&format!("/proc/{pid}/{folder}")).len();
             let threads = procfs::threads(pid);
             threads.iter().any(|&tid| waits_again(pid, tid))
+                || may_be_confined(pid)
                 || enough(A_THREAD, threads.len() as u64)
                 || enough(A_RESIDENT_PAGE, procfs::resident(pid))
                 || enough(A_DESCRIPTOR, count("fd") as u64)
@@ -47,6 +50,11 @@ fn waits_again(pid: u32, tid: u32) -> bool {
     let call = remote::sys::read_text(format!("/proc/{pid}/task/{tid}/syscall"));
     let restart = libc::SYS_restart_syscall.to_string();
     call.is_ok_and(|call| call.split(' ').next() == Some(restart.as_str()))
+}
+
+/// Whether a process has done what comes before landlock_restrict_self(2), unless it has CAP_SYS_ADMIN.
+fn may_be_confined(pid: u32) -> bool {
+    Status::read(pid).is_ok_and(|status| status.number("NoNewPrivs") != 0)
 }
 
 /// Whether counting the lines of a file piece by piece is `enough` before its end.

@@ -228,6 +228,22 @@ pub fn epoll_target_is(
     Ok(result == 0)
 }
 
+/// The serial number of our session keyring (keyctl(2), `KEYCTL_GET_KEYRING_ID`).
+pub fn session_keyring() -> io::Result<i32> {
+    const KEYCTL_GET_KEYRING_ID: i32 = 0;
+    const KEY_SPEC_SESSION_KEYRING: i32 = -3;
+    // SAFETY: it takes numbers.
+    let id = check(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_GET_KEYRING_ID,
+            KEY_SPEC_SESSION_KEYRING,
+            0,
+        )
+    })?;
+    Ok(id as i32)
+}
+
 /// Head and length of a thread's robust futex list (get_robust_list(2)).
 pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
     let (mut head, mut length) = (0u64, 0u64);

@@ -42,6 +42,10 @@ pub struct Tracker {
     tasks: TaskIterator,
     threads: TaskIterator,
     flags: Mutex<Flags>,
+    /// Our own session keyring.
+    session: u64,
+    /// Which word of [`Thread::security`] is Landlock's.
+    domain: Option<usize>,
     /// Whether all waits are told.
     waits: bool,
     /// Whether tasks are numbered for us as in the first pid namespace.
@@ -77,6 +81,8 @@ impl Tracker {
             tasks: kernel.fit(object::TASKS)?.iterator("tasks", "task")?,
             threads: kernel.fit(object::THREADS)?.iterator("threads", "task")?,
             flags: Mutex::default(),
+            session: 0,
+            domain: None,
             waits: false,
             first_namespace: in_first_namespace(),
             picture: OnceLock::new(),
@@ -87,6 +93,8 @@ impl Tracker {
         let own = tracker.threads(std::process::id())?;
         let leader = own.iter().find_map(|thread| thread.process.as_ref());
         tracker.waits = leader.is_some_and(|own| own.tells_poll);
+        tracker.session = own.first().map_or(0, |own| own.session);
+        tracker.domain = tracker.find_domain()?;
         Ok(tracker)
     }
 
@@ -111,7 +119,27 @@ impl Tracker {
     /// # Errors
     /// [`Error::System`]: the iterator cannot be made or read. A process that is gone has no threads.
     pub fn threads(&self, pid: u32) -> Result<Vec<Thread>, Error> {
-        threads::parse(&self.threads.read(pid)?)
+        let mut threads = threads::parse(&self.threads.read(pid)?)?;
+        for thread in &mut threads {
+            thread.keys |= thread.session != 0 && thread.session != self.session;
+            thread.confined = self.domain.is_some_and(|nth| thread.security[nth] != 0);
+        }
+        Ok(threads)
+    }
+
+    /// Where among the words that security modules keep with credentials Landlock has its domain: a thread of ours that gets one shows it.
+    /// `None`: the kernel has no Landlock.
+    fn find_domain(&self) -> Result<Option<usize>, Error> {
+        let look = |tid: u32| {
+            let threads = self.threads(std::process::id())?;
+            let found = threads.into_iter().find(|thread| thread.tid == tid);
+            Ok(found.map(|thread| thread.security))
+        };
+        let Some((before, after)) = sys::confined(look)? else {
+            return Ok(None);
+        };
+        let differs = |nth: &usize| before[*nth] == 0 && after[*nth] != 0;
+        Ok((0..threads::SECURITY).find(differs))
     }
 
     /// Every thread of every process of the machine; those of the kernel's own are left out. `None`: we are in a pid namespace of our own, in

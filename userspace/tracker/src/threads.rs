@@ -46,6 +46,14 @@ pub struct Thread {
     pub special: bool,
     /// Its mode of seccomp(2).
     pub seccomp: u32,
+    /// What security modules keep with its credentials.
+    pub(crate) security: [u64; SECURITY],
+    /// Which session keyring it has; 0 when nothing is in that.
+    pub(crate) session: u64,
+    /// Whether there may be keys that it has to itself: its own, its process's or its session's (keyrings(7)).
+    pub keys: bool,
+    /// Whether it is confined by Landlock (landlock(7)).
+    pub confined: bool,
     /// What its process has as a whole, of a leader that runs.
     pub process: Option<Process>,
 }
@@ -114,6 +122,7 @@ pub struct Action {
 const GROUPS_MAX: u32 = 32;
 const SIGNALS: u32 = 64;
 const NAME_SIZE: usize = 16;
+pub(crate) const SECURITY: usize = 8;
 /// The low bits of a memory's flags (linux/sched/coredump.h, `MMF_DUMPABLE_MASK`).
 const DUMPABLE: u64 = 3;
 
@@ -148,6 +157,12 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
     let name = reader.bytes(NAME_SIZE)?;
     let (leads, sleep_clock) = (reader.u32()? != 0, reader.u32()?);
     let (special, seccomp) = (reader.u32()? != 0, reader.u32()?);
+    let mut security = [0; SECURITY];
+    for word in &mut security {
+        *word = reader.u64()?;
+    }
+    let session = reader.u64()?;
+    let (keys, _padding) = (reader.u32()? != 0, reader.u32()?);
     let listed: Option<Vec<u32>> = (0..group_count.min(GROUPS_MAX))
         .map(|_| reader.u32())
         .collect();
@@ -183,6 +198,10 @@ fn one(reader: &mut Reader<'_>) -> Option<Thread> {
             .to_vec(),
         special,
         seccomp,
+        security,
+        session,
+        keys,
+        confined: false,
         process,
     })
 }

@@ -65,7 +65,7 @@ pub(super) fn told(
             brk: outcome.results[asked.brk] as u64,
             child_subreaper: first_word(outcome.output(asked.subreaper)) as u32 != 0,
             dumpable: outcome.results[asked.dumpable].max(0) as u32,
-            thp_disabled: outcome.results[asked.thp_disabled] == 1,
+            thp_disabled: outcome.results[asked.thp_disabled].max(0) as u32,
             attributes: asked.attributes.answers(outcome),
         }
     };
@@ -84,6 +84,7 @@ pub(super) fn told(
         place: own_place(pid, tid, &own_status)?,
         seccomp: own_status.number("Seccomp"),
         attributes: questions.attributes.answers(outcome),
+        keys: questions.keys.and_then(|keys| keys.answer(outcome)),
         process: questions.process.map(of_process),
     })
 }

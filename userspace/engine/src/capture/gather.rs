@@ -39,13 +39,25 @@ pub(super) struct Living {
     pub(super) cwd_deleted: bool,
     pub(super) limits: Vec<Rlimit>,
     pub(super) oom_score_adj: i32,
+    pub(super) coredump_filter: Option<u32>,
 }
 
 /// Those of [`NAMESPACES`].
-pub(crate) type Namespaces = [Option<String>; 8];
+pub(crate) type Namespaces = [Option<String>; 10];
 
 /// As /proc/PID/ns calls them.
-const NAMESPACES: [&str; 8] = ["mnt", "user", "net", "ipc", "uts", "pid", "time", "cgroup"];
+const NAMESPACES: [&str; 10] = [
+    "mnt",
+    "user",
+    "net",
+    "ipc",
+    "uts",
+    "pid",
+    "time",
+    "cgroup",
+    "pid_for_children",
+    "time_for_children",
+];
 
 /// The namespaces of a process.
 pub(crate) fn namespaces_of(pid: u32) -> Namespaces {
@@ -159,5 +171,9 @@ fn living(
         cwd_deleted: directory::is_deleted(&format!("/proc/{pid}/cwd")),
         limits: limits::parse(&text("limits")?),
         oom_score_adj: text("oom_score_adj")?.trim().parse().unwrap_or(0),
+        // Not there in a kernel without core dumps.
+        coredump_filter: text("coredump_filter")
+            .ok()
+            .and_then(|t| limits::coredump_filter(&t)),
     })
 }

@@ -39,6 +39,13 @@ pub(super) fn one(
         let path = format!("/proc/{pid}/{name}");
         sys::read_text(&path).map_err(failed(format!("reading {path}")))
     };
+    if gathered.threads.iter().any(|thread| thread.confined) {
+        let why =
+            "it is confined by Landlock (landlock(7)), and nobody can read what it is allowed";
+        let advice = "start the program without its sandbox";
+        let why = (why.to_owned(), advice.to_owned());
+        refusals.push(refusal(pid, "its Landlock domain", why));
+    }
     let waits = told::waits(&gathered.threads);
     // What a ckptd that was killed has left is cleared up by asking.
     let told = if gathered.calm {
@@ -53,6 +60,15 @@ pub(super) fn one(
     let mut areas = gathered.areas;
     if !gathered.calm || (process.lent.is_some() && locks_new(pid, status)) {
         areas = areas::of(pid, tracker, &mut Default::default())?;
+    }
+    for &tid in process.threads.keys().filter(|tid| **tid != pid) {
+        let same = sys::compare(pid as i32, tid as i32, sys::Share::Descriptors, 0, 0);
+        if same.is_ok_and(|order| order != std::cmp::Ordering::Equal) {
+            let why = "it has a descriptor table of its own (unshare(2)), which is not supported";
+            let advice = "use a process of its own, or share descriptors".to_owned();
+            let what = format!("its thread {tid}");
+            refusals.push(refusal(pid, &what, (why.to_owned(), advice)));
+        }
     }
     for Answer {
         tid,
@@ -76,6 +92,18 @@ pub(super) fn one(
             let why = "it uses protection keys (pkey_alloc(2)), which are not supported".to_owned();
             let advice = "start the program without what uses them".to_owned();
             refusals.push(refusal(pid, "its protection keys", (why, advice)));
+        }
+        if let Some(whose) = told.keys {
+            let why = format!(
+                "the keyring of its {whose} has keys (keyctl(1)), which cannot be made again with their serial numbers"
+            );
+            let advice = match whose {
+                "session" => {
+                    "run ckptd in the same session, or start the job in one without keys (keyctl session)"
+                }
+                _ => "let the program keep its keys elsewhere",
+            };
+            refusals.push(refusal(pid, "its keys", (why, advice.to_owned())));
         }
         let filters = seccomp::capture(thread.task()?, told.seccomp, &mut table.filters);
         let (filters, strict) = filters.unwrap_or_else(|why| {
@@ -197,6 +225,7 @@ pub(super) fn one(
     record.limits = gathered.limits;
     record.autogroup = scheduling::autogroup(pid);
     record.oom_score_adj = gathered.oom_score_adj;
+    record.coredump_filter = gathered.coredump_filter;
     Ok(())
 }
 

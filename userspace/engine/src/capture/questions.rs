@@ -4,7 +4,7 @@ use images::proto::{self};
 use remote::{Blob, Program};
 
 use super::lending::keep_altstack;
-use crate::{attributes, identity, signals, timers};
+use crate::{attributes, identity, keys, signals, timers};
 
 /// Questions put to one thread, and for the leader to its process.
 pub(super) struct Questions {
@@ -15,6 +15,7 @@ pub(super) struct Questions {
     pub(super) death_signal: Blob,
     pub(super) timer_slack: usize,
     pub(super) attributes: attributes::Questions,
+    pub(super) keys: Option<keys::Questions>,
     pub(super) process: Option<ProcessQuestions>,
 }
 
@@ -92,6 +93,7 @@ pub(super) fn ask(frame: u64, timers: Option<Vec<proto::PosixTimer>>) -> Questio
         attributes: attributes::ask(&mut program, true),
     });
     let attributes = attributes::ask(&mut program, false);
+    let keys = keys::ask(&mut program);
     Questions {
         program,
         altstack,
@@ -100,6 +102,7 @@ pub(super) fn ask(frame: u64, timers: Option<Vec<proto::PosixTimer>>) -> Questio
         death_signal,
         timer_slack,
         attributes,
+        keys,
         process,
     }
 }

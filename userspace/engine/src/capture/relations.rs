@@ -92,6 +92,16 @@ pub(crate) fn check(
                 "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
             );
         }
+        let born_elsewhere =
+            |own: Namespaces| own[5].is_some() && (own[8] != own[5] || own[9] != own[6]);
+        if namespaces_of(*pid).is_some_and(born_elsewhere) {
+            refuse(
+                *pid,
+                "its namespaces",
+                "its children will be in another pid or time namespace than itself (unshare(2))",
+                "start it without unshare or a sandbox",
+            );
+        }
         if *pid != root && namespaces_of(*pid).is_some_and(|own| own != theirs) {
             refuse(*pid, "its namespaces", APART.0, APART.1);
         }

@@ -35,38 +35,18 @@ const RAW: i32 = 255;
 const ICMP_FILTER: i32 = 1;
 
 const OPTIONS: &[(i32, i32)] = &[
-    (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
     (UDP, 100), // UDP_ENCAP
     (UDP, 101), // UDP_NO_CHECK6_TX
     (UDP, 102), // UDP_NO_CHECK6_RX
     (UDP, libc::UDP_SEGMENT),
     (UDP, libc::UDP_GRO),
-    (IP, libc::IP_TOS),
-    (IP, libc::IP_TTL),
-    (IP, libc::IP_FREEBIND),
-    (IP, libc::IP_TRANSPARENT),
-    (IP, libc::IP_PKTINFO),
-    (IP, libc::IP_RECVERR),
-    (IP, libc::IP_RECVTTL),
-    (IP, libc::IP_RECVTOS),
-    (IP, libc::IP_RECVORIGDSTADDR),
-    (IP, libc::IP_MTU_DISCOVER),
+    (IP, libc::IP_HDRINCL),
     (IP, libc::IP_MULTICAST_IF),
     (IP, libc::IP_MULTICAST_TTL),
-    (IP, libc::IP_MULTICAST_LOOP),
-    (IP, libc::IP_HDRINCL),
     (RAW, ICMP_FILTER),
-    (IPV6, libc::IPV6_V6ONLY),
-    (IPV6, libc::IPV6_UNICAST_HOPS),
-    (IPV6, libc::IPV6_TCLASS),
-    (IPV6, libc::IPV6_RECVERR),
-    (IPV6, libc::IPV6_RECVPKTINFO),
-    (IPV6, libc::IPV6_RECVHOPLIMIT),
-    (IPV6, libc::IPV6_RECVTCLASS),
-    (IPV6, libc::IPV6_MTU_DISCOVER),
+    (IPV6, libc::IPV6_HDRINCL),
     (IPV6, libc::IPV6_MULTICAST_IF),
     (IPV6, libc::IPV6_MULTICAST_HOPS),
-    (IPV6, libc::IPV6_MULTICAST_LOOP),
     (NETLINK, libc::NETLINK_PKTINFO),
     (NETLINK, libc::NETLINK_BROADCAST_ERROR),
     (NETLINK, libc::NETLINK_NO_ENOBUFS),
@@ -139,7 +119,11 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
         return again("it is corked (UDP_CORK), and what it holds back cannot be read");
     }
     let netlink = domain == libc::AF_NETLINK;
-    let which: Vec<(i32, i32)> = [options::ANY, OPTIONS, packet::OPTIONS].concat();
+    let peer = sockets::name(fd, true).ok().filter(|_| inet);
+    let mut which = [options::ANY, options::INET, OPTIONS, packet::OPTIONS].concat();
+    if peer.is_none() {
+        which.extend(options::UNCONNECTED);
+    }
     let groups = netlink.then(|| sockets::option(fd, NETLINK, LIST_MEMBERSHIPS, 256));
     let groups = groups.transpose().map_err(failed)?.unwrap_or_default();
     let bits = groups.iter().enumerate().flat_map(|(nth, byte)| {
@@ -158,10 +142,7 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
         r#type: kind as u32,
         protocol: protocol as u32,
         name: sockets::name(fd, false).map_err(failed)?,
-        peer: match sockets::name(fd, true) {
-            Ok(peer) if inet => peer,
-            _ => Vec::new(),
-        },
+        peer: peer.unwrap_or_default(),
         options: options::capture(fd, domain, kind, of, &which).map_err(failed)?,
         groups,
         ..Default::default()

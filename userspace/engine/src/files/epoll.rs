@@ -6,8 +6,19 @@ use remote::sys;
 
 use super::{Held, Making, Shell, Why};
 
-pub(crate) fn capture() -> Kind {
-    Kind::Epoll(Epoll::default())
+// include/uapi/linux/eventpoll.h, Linux 6.9
+const EPIOCSPARAMS: u64 = 0x4008_8a01;
+const EPIOCGPARAMS: u64 = 0x8008_8a02;
+
+pub(crate) fn capture(held: &Held) -> Kind {
+    let mut busy = sys::ioctl_read(&held.file, EPIOCGPARAMS, 8).unwrap_or_default();
+    if busy.iter().all(|&byte| byte == 0) {
+        busy.clear();
+    }
+    Kind::Epoll(Epoll {
+        busy,
+        ..Default::default()
+    })
 }
 
 /// Finds the open file of each registration among those of the job.
@@ -81,8 +92,15 @@ fn target(held: &Held, fd: u32, nth: u32, processes: &[(u32, &[Descriptor])]) ->
         .or_else(|| processes.iter().find_map(any))
 }
 
-pub(crate) fn open(shell: &mut Shell) -> u32 {
-    shell.open(libc::SYS_epoll_create1, &[0.into()], "make an epoll")
+pub(crate) fn open(shell: &mut Shell, epoll: &Epoll) -> u32 {
+    let fd = shell.open(libc::SYS_epoll_create1, &[0.into()], "make an epoll");
+    if !epoll.busy.is_empty() {
+        let busy = shell.program.bytes(epoll.busy.clone());
+        let args = [fd.into(), EPIOCSPARAMS.into(), busy.into()];
+        let label = "set how it polls busily";
+        shell.program.must(libc::SYS_ioctl, &args, label);
+    }
+    fd
 }
 
 /// Registers what the epolls made by `process` watch, when every file is in its place. Events that were pending are found again by the kernel,

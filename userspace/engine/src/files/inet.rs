@@ -21,8 +21,6 @@ pub(crate) mod outside;
 pub(crate) mod rebuild;
 
 const TCP: i32 = libc::IPPROTO_TCP;
-const IP: i32 = libc::IPPROTO_IP;
-const IPV6: i32 = libc::IPPROTO_IPV6;
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
 const HALF_CLOSED: u8 = 5; // FIN_WAIT2: the other end knows that we write no more
@@ -47,14 +45,20 @@ const OPTIONS: &[(i32, i32)] = &[
     (TCP, libc::TCP_NOTSENT_LOWAT),
     (TCP, libc::TCP_FASTOPEN),
     (TCP, 36), // TCP_INQ
-    (IP, libc::IP_TOS),
-    (IP, libc::IP_TTL),
-    (IP, libc::IP_FREEBIND),
-    (IP, libc::IP_TRANSPARENT),
-    (IP, libc::IP_BIND_ADDRESS_NO_PORT),
-    (IPV6, libc::IPV6_V6ONLY),
-    (IPV6, libc::IPV6_UNICAST_HOPS),
-    (IPV6, libc::IPV6_TCLASS),
+    (TCP, 16), // TCP_THIN_LINEAR_TIMEOUTS
+    (TCP, 37), // TCP_TX_DELAY
+    (TCP, 44), // TCP_RTO_MAX_MS
+    (TCP, 45), // TCP_RTO_MIN_US
+    (TCP, 46), // TCP_DELACK_MAX_US
+];
+
+/// What only a socket that is not connected takes, or that the kernel itself changes then.
+const UNCONNECTED: &[(i32, i32)] = &[
+    (TCP, libc::TCP_MAXSEG),
+    (TCP, libc::TCP_WINDOW_CLAMP),
+    (TCP, 27), // TCP_SAVE_SYN
+    (TCP, 30), // TCP_FASTOPEN_CONNECT
+    (TCP, 34), // TCP_FASTOPEN_NO_COOKIE
 ];
 
 fn again(why: &str) -> Why {
@@ -127,7 +131,12 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
         let bytes = info.get(at..at + 4).and_then(|b| b.try_into().ok());
         u32::from_ne_bytes(bytes.unwrap_or_default())
     };
-    let which: Vec<(i32, i32)> = [options::ANY, OPTIONS].concat();
+    let state = info.first().copied().unwrap_or(0);
+    let segments_received = word(140);
+    let mut which: Vec<(i32, i32)> = [options::ANY, options::INET, OPTIONS].concat();
+    if state == LISTENING || (state == CLOSED && segments_received == 0) {
+        which.extend([options::UNCONNECTED, UNCONNECTED].concat());
+    }
     let options = options::capture(fd, domain, libc::SOCK_STREAM, TCP, &which);
     let mut socket = TcpSocket {
         inode: held.meta.ino(),
@@ -136,7 +145,7 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
         options: options.map_err(unreadable)?,
         ..Default::default()
     };
-    match info.first().copied().unwrap_or(0) {
+    match state {
         LISTENING => {
             let (waiting, backlog) = (word(24), word(28));
             socket.listening = true;
@@ -144,8 +153,7 @@ pub(super) fn capture(held: &Held) -> Result<Kind, Why> {
             // Who they are is found out when all sockets are known.
             socket.waiting = vec![0; waiting as usize];
         }
-        // Segments that came in.
-        CLOSED if word(140) != 0 => {
+        CLOSED if segments_received != 0 => {
             let mut poll_ = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut poll_, PollTimeout::ZERO);
             let error = poll_[0]

@@ -4,7 +4,9 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use images::proto::open_file::Kind;
-use images::proto::{OpenFile, Process, SharedMemory};
+use images::proto::{Credentials, OpenFile, Process, SharedMemory};
+
+use crate::identity;
 
 use super::F_SETSIG;
 use super::shell::Shell;
@@ -13,9 +15,9 @@ use super::{
     regular, signalfd, timerfd,
 };
 
-/// Flags that open(2) ignores afterwards or that we set by ourselves.
+/// Flags that open(2) ignores afterwards or that we set by ourselves; O_ASYNC comes last (`tell`).
 pub(crate) const STATUS_FLAGS: u32 =
-    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
+    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME) as u32;
 
 /// Where each open file of a job is made, and under which numbers it lies meanwhile.
 pub(crate) struct Making<'a> {
@@ -141,7 +143,7 @@ impl Making<'_> {
                 }
                 Some(Kind::Device(device)) => device::open(shell, device, file.flags),
                 Some(Kind::Eventfd(eventfd)) => eventfd::open(shell, eventfd, file.flags),
-                Some(Kind::Epoll(_)) => epoll::open(shell),
+                Some(Kind::Epoll(epoll)) => epoll::open(shell, epoll),
                 Some(Kind::Timerfd(timer)) => timerfd::open(shell, timer, file.flags),
                 Some(Kind::Signalfd(signalfd)) => signalfd::open(shell, signalfd, file.flags),
                 Some(Kind::Inotify(_)) => inotify::open(shell, file.flags),
@@ -177,6 +179,52 @@ impl Making<'_> {
         }
     }
 
+    /// Gives pipes and sockets their owner and mode: /dev/stdout leads to them too. What a process makes is its own.
+    pub(crate) fn give(&self, shell: &mut Shell, process: &Process, ours: &Credentials) {
+        let mine = process.threads.first().and_then(|t| t.credentials.as_ref());
+        let mine = mine.map_or((0, 0), |mine| (mine.fsuid, mine.fsgid));
+        let other = |(fd, file): (u32, &OpenFile)| {
+            let inode = file.inode.unwrap_or_default();
+            let other =
+                usual_mode(file).is_some() && ((inode.uid, inode.gid) != mine || inode.mode != 0);
+            other.then_some((fd, inode))
+        };
+        let others: Vec<_> = self
+            .made_in_place(process)
+            .into_iter()
+            .filter_map(other)
+            .collect();
+        if others.is_empty() {
+            return;
+        }
+        identity::files_as_ourselves(&mut shell.program, process, ours, |program| {
+            for (fd, inode) in others {
+                let args = [fd.into(), inode.uid.into(), inode.gid.into()];
+                let label = format!("give descriptor {fd} its owner");
+                program.must(libc::SYS_fchown, &args, label);
+                if inode.mode != 0 {
+                    let args = [fd.into(), inode.mode.into()];
+                    let label = format!("give descriptor {fd} its mode");
+                    program.must(libc::SYS_fchmod, &args, label);
+                }
+            }
+        });
+    }
+
+    /// Who hears of a descriptor by signals, when everybody is there: the number that a signal tells is the one by which O_ASYNC is set
+    /// (fs/fcntl.c, fasync_insert_entry).
+    pub(crate) fn tell(&self, shell: &mut Shell, process: &Process) {
+        for (fd, file) in self.made_in_place(process) {
+            set_owner(shell, fd, file);
+            let flags = file.flags & (STATUS_FLAGS | libc::O_ASYNC as u32);
+            if flags & libc::O_ASYNC as u32 != 0 {
+                let label = "send signals about it";
+                shell.fcntl(fd, libc::F_SETFL, u64::from(flags), label);
+            }
+            pty::keep(shell, fd, file);
+        }
+    }
+
     /// Step 2, in every process, once all have made theirs: puts every descriptor into its place. Numbers are free below `outer`.
     pub(crate) fn place_all(&self, shell: &mut Shell, process: &Process, host: &crate::host::Host) {
         let mut first: HashMap<u32, u32> = HashMap::new();
@@ -202,6 +250,15 @@ impl Making<'_> {
             }
             first.insert(descriptor.file, fd);
         }
+    }
+}
+
+/// Permission bits of an anonymous pipe or of a socket that has just been made.
+pub(crate) fn usual_mode(file: &OpenFile) -> Option<u32> {
+    match &file.kind {
+        Some(Kind::Pipe(end)) => end.path.is_empty().then_some(0o600),
+        Some(Kind::Unix(_) | Kind::Tcp(_) | Kind::Datagram(_)) => Some(0o777),
+        _ => None,
     }
 }
 

@@ -12,12 +12,20 @@ const SO_RCVBUFFORCE: u32 = 33;
 pub(crate) const SO_BUF_LOCK: i32 = 72;
 const SO_PASSPIDFD: i32 = 76;
 const SO_PASSRIGHTS: i32 = 83;
+const SO_RESERVE_MEM: i32 = 73;
+const SO_TXREHASH: i32 = 74;
+const SO_RCVMARK: i32 = 75;
+const SO_RCVPRIORITY: i32 = 82;
 const SOCKET: i32 = libc::SOL_SOCKET;
+const IP: i32 = libc::IPPROTO_IP;
+const IPV6: i32 = libc::IPPROTO_IPV6;
 /// Bytes for whatever a socket may have held back.
 pub(crate) const AMPLE: i32 = 64 << 20;
 
 /// Level and number of what any socket has.
 pub(crate) const ANY: &[(i32, i32)] = &[
+    // Before its address is given.
+    (SOCKET, libc::SO_BINDTODEVICE),
     (SOCKET, libc::SO_REUSEADDR),
     (SOCKET, libc::SO_REUSEPORT),
     (SOCKET, libc::SO_DONTROUTE),
@@ -41,7 +49,80 @@ pub(crate) const ANY: &[(i32, i32)] = &[
     (SOCKET, libc::SO_TIMESTAMPING),
     (SOCKET, SO_PASSPIDFD),
     (SOCKET, SO_PASSRIGHTS),
+    (SOCKET, libc::SO_NO_CHECK),
+    (SOCKET, libc::SO_NOFCS),
+    (SOCKET, libc::SO_SELECT_ERR_QUEUE),
+    (SOCKET, libc::SO_BUSY_POLL),
+    (SOCKET, libc::SO_PREFER_BUSY_POLL),
+    (SOCKET, libc::SO_BUSY_POLL_BUDGET),
+    (SOCKET, libc::SO_MAX_PACING_RATE),
+    (SOCKET, libc::SO_ZEROCOPY),
+    (SOCKET, libc::SO_TXTIME),
+    (SOCKET, SO_RESERVE_MEM),
+    (SOCKET, SO_TXREHASH),
+    (SOCKET, SO_RCVMARK),
+    (SOCKET, SO_RCVPRIORITY),
 ];
+
+/// What sockets of IPv4 and IPv6 have besides.
+pub(crate) const INET: &[(i32, i32)] = &[
+    (IP, libc::IP_TOS),
+    (IP, libc::IP_TTL),
+    (IP, libc::IP_OPTIONS),
+    (IP, libc::IP_RECVOPTS),
+    (IP, libc::IP_RETOPTS),
+    (IP, libc::IP_PKTINFO),
+    (IP, libc::IP_MTU_DISCOVER),
+    (IP, libc::IP_RECVERR),
+    (IP, libc::IP_RECVTTL),
+    (IP, libc::IP_RECVTOS),
+    (IP, libc::IP_FREEBIND),
+    (IP, libc::IP_PASSSEC),
+    (IP, libc::IP_TRANSPARENT),
+    (IP, libc::IP_RECVORIGDSTADDR),
+    (IP, libc::IP_MINTTL),
+    (IP, libc::IP_NODEFRAG),
+    (IP, libc::IP_CHECKSUM),
+    (IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    (IP, libc::IP_RECVFRAGSIZE),
+    (IP, 26), // IP_RECVERR_RFC4884
+    (IP, libc::IP_MULTICAST_LOOP),
+    (IP, libc::IP_MULTICAST_ALL),
+    (IP, libc::IP_UNICAST_IF),
+    (IP, 51), // IP_LOCAL_PORT_RANGE
+    (IPV6, libc::IPV6_V6ONLY),
+    (IPV6, libc::IPV6_2292PKTINFO),
+    (IPV6, libc::IPV6_2292HOPOPTS),
+    (IPV6, libc::IPV6_2292DSTOPTS),
+    (IPV6, libc::IPV6_2292HOPLIMIT),
+    (IPV6, libc::IPV6_UNICAST_HOPS),
+    (IPV6, libc::IPV6_MULTICAST_LOOP),
+    (IPV6, libc::IPV6_MTU_DISCOVER),
+    (IPV6, libc::IPV6_RECVERR),
+    (IPV6, 29), // IPV6_MULTICAST_ALL
+    (IPV6, 31), // IPV6_RECVERR_RFC4884
+    (IPV6, libc::IPV6_FLOWINFO_SEND),
+    (IPV6, libc::IPV6_RECVPKTINFO),
+    (IPV6, libc::IPV6_RECVHOPLIMIT),
+    (IPV6, libc::IPV6_RECVHOPOPTS),
+    (IPV6, libc::IPV6_RECVRTHDR),
+    (IPV6, libc::IPV6_RECVDSTOPTS),
+    (IPV6, libc::IPV6_RECVPATHMTU),
+    (IPV6, libc::IPV6_DONTFRAG),
+    (IPV6, libc::IPV6_RECVTCLASS),
+    (IPV6, libc::IPV6_TCLASS),
+    (IPV6, libc::IPV6_AUTOFLOWLABEL),
+    (IPV6, libc::IPV6_ADDR_PREFERENCES),
+    (IPV6, libc::IPV6_MINHOPCOUNT),
+    (IPV6, libc::IPV6_ORIGDSTADDR),
+    (IPV6, libc::IPV6_TRANSPARENT),
+    (IPV6, libc::IPV6_UNICAST_IF),
+    (IPV6, libc::IPV6_RECVFRAGSIZE),
+    (IPV6, libc::IPV6_FREEBIND),
+];
+
+/// What the kernel itself changes once a socket is connected.
+pub(crate) const UNCONNECTED: &[(i32, i32)] = &[(SOCKET, libc::SO_INCOMING_CPU)];
 
 /// Those of `fd` that differ from a socket that has just been made.
 pub(crate) fn capture(

@@ -35,6 +35,8 @@ const TIOCGPTLCK: u64 = 0x8004_5439;
 const TIOCGEXCL: u64 = 0x8004_5440;
 const TIOCGPTPEER: u64 = 0x5441;
 
+/// Of a running job's master these stay as they are.
+const KEPT: u32 = STATUS_FLAGS | libc::O_ASYNC as u32;
 /// Major number of slaves (Documentation/admin-guide/devices.txt); the minor number is the index.
 const SLAVE: u64 = 136;
 /// What is typed ahead beyond this may arrive in more than one piece when it is put back (drivers/tty/tty_buffer.c).
@@ -58,6 +60,7 @@ pub(crate) fn capture(held: &Held) -> Option<Result<Kind, Why>> {
     (nix::sys::stat::major(device) == SLAVE).then(|| {
         Ok(Kind::Pty(Pty {
             index,
+            exclusive: word(&held.file, TIOCGEXCL) != 0,
             ..Default::default()
         }))
     })
@@ -236,10 +239,7 @@ fn drain(end: &Pty, held: &Held) -> (Program, (usize, Blob), Vec<(usize, Blob)>)
             "set its flags",
         );
     };
-    status(
-        &mut program,
-        held.flags & STATUS_FLAGS | libc::O_NONBLOCK as u32,
-    );
+    status(&mut program, held.flags & KEPT | libc::O_NONBLOCK as u32);
     set(&mut program, quiet);
     let take = |program: &mut Program, from: Arg| {
         let buffer = program.output(PIECE);
@@ -273,7 +273,7 @@ fn drain(end: &Pty, held: &Held) -> (Program, (usize, Blob), Vec<(usize, Blob)>)
     put(&mut program, master.into(), input);
     nudge(&mut program, Arg::Result(slave));
     set(&mut program, own);
-    status(&mut program, held.flags & STATUS_FLAGS);
+    status(&mut program, held.flags & KEPT);
     if end.packet {
         packet(&mut program, 1);
     }
@@ -571,6 +571,13 @@ fn fill(shell: &mut Shell, end: &Pty, master: u32, slave: u32) {
         }
     }
     nudge(&mut shell.program, slave.into());
+}
+
+/// Keeps others from opening a slave again, when it is where it belongs.
+pub(super) fn keep(shell: &mut Shell, fd: u32, file: &OpenFile) {
+    if pty(file).is_some_and(|pty| !pty.master && pty.exclusive) {
+        ioctl(shell, fd, TIOCEXCL, 0, "let nobody else open it");
+    }
 }
 
 /// A slave, which its holder may have to fetch from where its master was made.

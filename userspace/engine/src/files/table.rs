@@ -10,7 +10,7 @@ use images::proto::{Descriptor, OpenFile, SeccompFilter, SharedMemory};
 use remote::sys;
 use tracker::{FileIdentity, Tracker};
 
-use super::{Held, Why, hold, hold_told, owner};
+use super::{Held, Why, hold, hold_told, inode, owner};
 use super::{
     bulk, datagram, device, epoll, eventfd, inet, inotify, lock, object, outer, path, pidfd, pipe,
     posix_queue, proc, pty, regular, signalfd, timerfd, unix,
@@ -324,7 +324,9 @@ impl Table {
             None => {
                 let kind = self.classify(&held)?;
                 let id = self.add(kind, held.flags & !(libc::O_CLOEXEC as u32));
-                self.files[id as usize - 1].owner = owner(&held);
+                let file = &mut self.files[id as usize - 1];
+                file.owner = owner(&held);
+                file.inode = inode(&held, file);
                 self.files[id as usize - 1].locks = locks_of_file;
                 self.identities.extend(identity.map(|it| (it, id)));
                 let holder = (held.pid, fd, id);
@@ -359,7 +361,7 @@ impl Table {
             libc::S_IFCHR => pty::capture(held).unwrap_or_else(|| device::capture(held)),
             libc::S_IFIFO => Ok(pipe::capture(held)),
             _ if held.link == "anon_inode:[eventfd]" => Ok(eventfd::capture(held)),
-            _ if held.link == "anon_inode:[eventpoll]" => Ok(epoll::capture()),
+            _ if held.link == "anon_inode:[eventpoll]" => Ok(epoll::capture(held)),
             _ if held.link == "anon_inode:[timerfd]" => timerfd::capture(held),
             _ if held.link == "anon_inode:[signalfd]" => Ok(signalfd::capture(held)),
             _ if held.link == "anon_inode:[pidfd]" => Ok(pidfd::capture(held)),

@@ -65,11 +65,11 @@ pub(super) fn map_memory(
     let Some(memory) = &process.memory else {
         return;
     };
-    if process.thp_disabled {
+    if process.thp_disabled != 0 {
         let args = [
             PR_SET_THP_DISABLE.into(),
             1.into(),
-            0.into(),
+            (process.thp_disabled & !1).into(),
             0.into(),
             0.into(),
         ];

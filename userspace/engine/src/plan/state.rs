@@ -28,17 +28,7 @@ pub(super) fn process_state(
     host: &Host,
 ) {
     scheduling::set_autogroup(shell, process, &snapshot.processes);
-    if process.oom_score_adj != host.oom_score_adj {
-        let fd = shell.open_path("/proc/self/oom_score_adj", libc::O_WRONLY as u32);
-        let text = process.oom_score_adj.to_string();
-        let blob = shell.program.bytes(text.as_bytes());
-        shell.program.must(
-            libc::SYS_write,
-            &[fd.into(), blob.into(), text.len().into()],
-            "set oom_score_adj",
-        );
-        shell.close(fd);
-    }
+    limits::write_own(shell, process, host);
     let program = &mut shell.program;
     program.try_call(libc::SYS_umask, &[process.umask.into()], "set the umask");
     signals::set_actions(program, &process.actions);

@@ -396,9 +396,19 @@ fn early(socket: &TcpSocket) -> Vec<images::proto::SocketOption> {
         let options = socket.options.iter();
         options.filter(move |o| o.level == level as u32 && names.contains(&(o.name as i32)))
     };
-    let socket_ = of(libc::SOL_SOCKET, &[libc::SO_REUSEPORT]);
+    let socket_ = of(
+        libc::SOL_SOCKET,
+        &[libc::SO_REUSEPORT, libc::SO_BINDTODEVICE],
+    );
     let ip = of(libc::IPPROTO_IP, &[libc::IP_FREEBIND, libc::IP_TRANSPARENT]);
-    let ipv6 = of(libc::IPPROTO_IPV6, &[libc::IPV6_V6ONLY]);
+    let ipv6 = of(
+        libc::IPPROTO_IPV6,
+        &[
+            libc::IPV6_V6ONLY,
+            libc::IPV6_FREEBIND,
+            libc::IPV6_TRANSPARENT,
+        ],
+    );
     socket_.chain(ip).chain(ipv6).cloned().collect()
 }
 

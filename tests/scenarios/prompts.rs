@@ -105,3 +105,14 @@ fn gdb() {
         "send print $x + 1\\n\nexpect = 42\nexpect (gdb)\nsend quit\\n",
     );
 }
+
+/// A server, which is nobody's child, its client, and a shell on a terminal of the server's.
+#[test]
+fn tmux() {
+    at_the_prompt(
+        "tmux",
+        "tmux -L $NAME -f /dev/null new bash --norc --noprofile",
+        "expect bash-\nsend x=41\\n\nsend echo $((x))y\\n\nexpect 41y",
+        "send echo $((x+1))z\\n\nexpect 42z\nsend exit\\n\nexpect [exited]",
+    );
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::frames::Asked;
 use super::space::{Content, Space};
@@ -13,15 +13,24 @@ use super::{PageSource, Server, lock};
 /// Blocks that are read at the same time.
 const READERS: usize = 2;
 
-/// All blocks of some spaces, those that will be wanted first before the others; they come twice.
+/// How long who waits is let go first, at most.
+const FIRST: Duration = Duration::from_millis(2);
+/// Who has waited for storage for so long will probably wait again: what nobody wants is left alone for twice as long as that took.
+const SLOW: Duration = Duration::from_micros(500);
+/// But for at most so many times as long, so that it comes in one day.
+const MOST: u32 = 10;
+/// Storage that has hung is not taken for slow.
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// All blocks of some spaces, those that will be wanted first before the others; they come twice. With each, whether it will be wanted.
 fn in_order<'a, S: PageSource>(
     source: &'a S,
     spaces: &'a BTreeSet<u64>,
-) -> impl Iterator<Item = (u64, S::Block)> + Send + 'a {
+) -> impl Iterator<Item = (u64, S::Block, bool)> + Send + 'a {
     let first = source.first().into_iter();
     let first = first.filter(|(space, _)| spaces.contains(space));
-    let first = first.filter_map(|(space, page)| Some((space, source.locate(space, page)?)));
-    let all = |space: &'a u64| source.blocks(*space).map(|block| (*space, block));
+    let first = first.filter_map(|(space, page)| Some((space, source.locate(space, page)?, true)));
+    let all = |space: &'a u64| source.blocks(*space).map(|block| (*space, block, false));
     first.chain(spaces.iter().flat_map(all))
 }
 
@@ -48,16 +57,16 @@ impl<S: PageSource> Server<S> {
         let next = || {
             let asked = lock(&self.ahead).next();
             match asked {
-                Some((image, page)) => Some((image, self.source.locate(image, page))),
+                Some((image, page)) => Some((image, self.source.locate(image, page), true)),
                 None => lock(&rest)
                     .next()
-                    .map(|(image, block)| (image, Some(block))),
+                    .map(|(image, block, wanted)| (image, Some(block), wanted)),
             }
         };
         let work = || {
             let mut any = false;
-            while let Some((image, block)) = next() {
-                any |= block.is_some_and(|block| self.bring(image, &block));
+            while let Some((image, block, wanted)) = next() {
+                any |= block.is_some_and(|block| self.bring(image, &block, wanted));
             }
             any
         };
@@ -77,14 +86,14 @@ impl<S: PageSource> Server<S> {
     }
 
     /// Brings a block into each space that lacks it; false when there is none.
-    fn bring(self: &Arc<Self>, image: u64, block: &S::Block) -> bool {
+    fn bring(self: &Arc<Self>, image: u64, block: &S::Block, wanted: bool) -> bool {
         let key = S::key(block);
         let mut lacking = self.alive();
         lacking.retain(|space| space.image == image && !space.done().blocks.contains(&key));
         if lacking.is_empty() {
             return false;
         }
-        self.give_way();
+        self.give_way(wanted);
         let data = match self.frames.ask(key, || None) {
             // Whoever reads it does so for one space only; the next pass looks again.
             Asked::Joined => {
@@ -110,10 +119,16 @@ impl<S: PageSource> Server<S> {
         true
     }
 
-    /// Those who wait come first.
-    fn give_way(&self) {
-        for _ in 0..40 {
-            if self.idle.load(Ordering::Relaxed) >= super::WORKERS {
+    /// Those who wait come first, and before what nobody wants those who will soon wait again: they share one way to storage.
+    fn give_way(&self, wanted: bool) {
+        let begun = Instant::now();
+        loop {
+            let (took, ago) = self.statistics.last();
+            let took = took.min(LONGEST);
+            let stays = !wanted && took >= SLOW;
+            let most = if stays { took * MOST } else { FIRST };
+            let busy = self.idle.load(Ordering::Relaxed) < super::WORKERS;
+            if !(busy || stays && ago < 2 * took) || begun.elapsed() >= most.max(FIRST) {
                 return;
             }
             std::thread::sleep(Duration::from_micros(50));
@@ -169,7 +184,7 @@ mod tests {
     #[test]
     fn what_is_wanted_first_comes_first() {
         let spaces = BTreeSet::from([1, 2, 3]);
-        let order = in_order(&Source, &spaces).map(|(space, block)| (space, block[0]));
+        let order = in_order(&Source, &spaces).map(|(space, block, _)| (space, block[0]));
         let order: Vec<_> = order.collect();
         let all = [(1, 0), (2, 0), (2, 10), (3, 0), (3, 10), (3, 20)];
         assert_eq!(order[..2], [(2, 10), (1, 0)]);

@@ -11,6 +11,9 @@ pub(crate) struct Statistics {
     total: AtomicU64,
     done: AtomicU64,
     latencies: [AtomicU64; CLASSES],
+    /// When the last fault was answered, and how long that took: nanoseconds, the one since `begun`.
+    last: (AtomicU64, AtomicU64),
+    begun: Instant,
 }
 
 /// How far the server has come.
@@ -32,6 +35,8 @@ impl Default for Statistics {
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
             latencies: [const { AtomicU64::new(0) }; CLASSES],
+            last: (AtomicU64::new(0), AtomicU64::new(0)),
+            begun: Instant::now(),
         }
     }
 }
@@ -63,6 +68,16 @@ impl Statistics {
         let took = since.elapsed();
         let class = (0..CLASSES - 1).find(|class| took <= bound(*class));
         self.latencies[class.unwrap_or(CLASSES - 1)].fetch_add(1, Relaxed);
+        let at = self.begun.elapsed();
+        self.last.0.store(at.as_nanos() as u64, Relaxed);
+        self.last.1.store(took.as_nanos() as u64, Relaxed);
+    }
+
+    /// How long the last fault took, and how long ago it was answered. Zero before the first.
+    pub(crate) fn last(&self) -> (Duration, Duration) {
+        let [at, took] =
+            [&self.last.0, &self.last.1].map(|last| Duration::from_nanos(last.load(Relaxed)));
+        (took, self.begun.elapsed().saturating_sub(at))
     }
 
     pub(crate) fn progress(&self) -> Progress {

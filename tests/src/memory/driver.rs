@@ -229,10 +229,9 @@ impl Driver {
         // The kernel refuses /proc/self/mem of a page that a lazy restore has yet to bring in: access_remote_vm() in mm/memory.c does not
         // wait for a userfaultfd.
         if self.mode.restore.contains(&"--lazy") {
-            wait_for("all of the memory", || {
-                let listed = run(self.job.ckptd("list").arg("--json")).json();
-                listed[0]["memory"].is_null().then_some(())
-            });
+            // `ckptd list` tells of it a moment after the restore only.
+            let missing = Path::new("/run/ckptd").join(&self.job.name).join("lazy");
+            wait_for("all of the memory", || (!missing.exists()).then_some(()));
         }
         let before = self.reached.clone();
         let answers = self.ask(0, true);

@@ -1,4 +1,5 @@
-//! `cargo xtask vmtest`: the tests of memory tracking and of eBPF under other kernels than this machine's, in virtual machines.
+//! `cargo xtask vmtest`: the tests of memory tracking and of eBPF under other kernels than this machine's, in virtual machines, and a job that
+//! is saved under one kernel and restored under the next.
 
 mod guest;
 mod kernel;
@@ -36,6 +37,7 @@ pub(crate) fn execute(args: &Args) -> Result<()> {
     let folder = target().join("vmtest");
     let initrd = guest::pack(&folder, &programs)?;
     let (mut failed, mut skipped) = (Vec::new(), Vec::new());
+    let mut carried = String::new();
     for name in KERNELS {
         if !args.kernel.is_empty() && !args.kernel.iter().any(|wanted| wanted == name) {
             continue;
@@ -50,7 +52,12 @@ pub(crate) fn execute(args: &Args) -> Result<()> {
         };
         println!("== Linux {name}");
         let log = folder.join(format!("{name}.log"));
-        let results = machine::boot(&image, &initrd, args.numa, &log)?;
+        let initrd = match carried.as_str() {
+            "" => initrd.clone(),
+            archive => guest::carry(&folder, &initrd, archive)?,
+        };
+        let (results, next) = machine::boot(&image, &initrd, args.numa, &log)?;
+        carried = next;
         let bad = results.iter().filter(|(_, good)| !good);
         failed.extend(
             bad.map(|(test, _)| format!("{test} under Linux {name}; see {}", log.display())),
@@ -91,6 +98,7 @@ fn build(filter: Option<&str>) -> Result<Vec<Program>> {
     // There is no compiler in the machine; a subject is built by whoever runs it first.
     let alone = SUBJECTS
         .iter()
+        .chain(&["vdso"])
         .map(|subject| test(subject, "uninterrupted"));
     run(Command::new(&subjects)
         .arg("--exact")
@@ -132,8 +140,19 @@ fn build(filter: Option<&str>) -> Result<Vec<Program>> {
             .push(target().join("subjects").join("random_memory"));
         programs.push(program);
     }
+    let vdso = target().join("subjects/vdso");
+    if filter.is_none_or(|filter| "vdso".contains(filter)) {
+        programs.push(Program {
+            name: "vdso".to_owned(),
+            by: "carry",
+            path: target().join("debug/ckptd"),
+            arguments: vec![vdso.display().to_string()],
+            needs: vec![vdso],
+        });
+    }
     programs.push(Program {
         name: "doctor".to_owned(),
+        by: "",
         path: target().join("debug/ckptd"),
         arguments: vec!["doctor".to_owned()],
         needs: Vec::new(),

@@ -56,6 +56,8 @@ pub(crate) struct Thread {
     pub(crate) held: Vec<i32>,
     /// Where its system calls go while none of ours is to go there.
     pub(crate) dispatch: Option<Dispatch>,
+    /// How often it was let go on to leave the vdso.
+    turns: u32,
 }
 
 impl Thread {
@@ -149,6 +151,7 @@ impl Frozen {
             asleep_since: None,
             held: Vec::new(),
             dispatch: None,
+            turns: 0,
         };
         let process = Process {
             pid,

@@ -1,12 +1,15 @@
 //! The vdso: system calls without a system call. A job keeps the addresses it knows. On the same kernel the host's vdso is
-//! moved there; on another one the job's old vdso comes back as plain memory whose functions jump to the host's.
+//! moved there; on another one the job's old vdso comes back as plain memory whose functions jump to the host's. So nobody should be
+//! in the middle of one when it is saved: what the old code works with would be missing.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use images::proto::mapping::Kind;
 use images::proto::{AddressSpace, Mapping};
-use remote::{Expect, Program};
+use remote::{Expect, Program, Stopped};
 
+use crate::areas;
 use crate::host::Host;
 
 /// Moves or stands in for the vdso of one process. `staging` is where the host's pieces lie, one behind the other; `room` is a
@@ -91,6 +94,32 @@ pub(crate) fn place(
         &[old.start.into(), length.into(), prot.into()],
         "protect the old vdso",
     );
+}
+
+/// Whether a stopped thread is inside of the vdso, other than in a system call.
+pub(crate) fn is_inside(pid: u32, task: &Stopped) -> bool {
+    /// What the auxiliary vector calls its address (`AT_SYSINFO_EHDR`).
+    const VDSO: u64 = 33;
+    static LENGTH: OnceLock<u64> = OnceLock::new();
+    let Ok(registers) = task.registers() else {
+        return false;
+    };
+    if registers.orig_rax != u64::MAX {
+        return false;
+    }
+    let length = LENGTH.get_or_init(|| {
+        let own = areas::own();
+        let found = own.iter().find(|area| area.path == "[vdso]");
+        found.map_or(0, |area| area.end - area.start)
+    });
+    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default();
+    let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
+    let mut entries = auxv.chunks_exact(16);
+    let start = entries.find(|entry| word(&entry[..8]) == VDSO);
+    start.is_some_and(|entry| {
+        let start = word(&entry[8..]);
+        (start..start.saturating_add(*length)).contains(&registers.rip)
+    })
 }
 
 fn same_layout(wanted: &[&Mapping], pieces: &[(u64, bool)]) -> bool {

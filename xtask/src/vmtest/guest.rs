@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 /// Something to run.
 pub(crate) struct Program {
     pub(crate) name: String,
+    /// A function of the machine's first process that runs it.
+    pub(crate) by: &'static str,
     pub(crate) path: PathBuf,
     pub(crate) arguments: Vec<String>,
     /// Other programs that it runs.
@@ -18,12 +20,15 @@ pub(crate) struct Program {
 /// Lines of the console that are for us: a program begins, and has ended with a status.
 pub(crate) const BEGIN: &str = "VMTEST BEGIN ";
 pub(crate) const END: &str = "VMTEST END ";
+/// A piece of what one machine gives to the next, an archive in base64.
+pub(crate) const CARRY: &str = "VMTEST CARRY ";
 
 impl Program {
     /// The tests of a package. Two at a time: then the line of each is written at once, and not torn by what others say.
     pub(crate) fn test(name: &str, path: PathBuf, arguments: impl Iterator<Item = String>) -> Self {
         Self {
             name: name.to_owned(),
+            by: "",
             path,
             arguments: std::iter::once("--test-threads=2".to_owned())
                 .chain(arguments)
@@ -47,6 +52,28 @@ one() {
     echo "VMTEST BEGIN $1"; name=$1; shift
     "$@" </dev/null 2>&1; echo "VMTEST END $name $?"
 }
+# Restores what another kernel has saved, if it is there, and saves the same for the next one.
+carry() {
+    mkdir -p /carry/work; cd /carry || return
+    if [ -d store ]; then
+        touch work/go
+        "$1" restore vdso --dir store --dry-run | grep -q "map the old vdso" || return
+        # Its output is a file, which it finds again.
+        "$1" restore vdso --dir store
+        cat out; grep -qx PASS out || return
+        rm -rf store out work/*
+    fi
+    "$1" run --name vdso --dir store "$2" work > out 2>&1 &
+    for turn in $(seq 600); do
+        if grep -qx READY out; then
+            "$1" checkpoint vdso --kill || return
+            tar cz store work out | base64 | sed 's/^/VMTEST CARRY /'
+            return 0
+        fi
+        sleep 0.1
+    done
+    cat out; return 1
+}
 "#;
 
 /// Packs `programs` and what runs them; gives the initramfs.
@@ -67,7 +94,8 @@ pub(crate) fn pack(folder: &Path, programs: &[Program]) -> Result<PathBuf> {
         }
         let arguments = program.arguments.iter().map(|word| format!(" '{word}'"));
         let (name, path) = (&program.name, program.path.display());
-        init += &format!("one {name} {path}{}\n", arguments.collect::<String>());
+        let by = program.by;
+        init += &format!("one {name} {by} {path}{}\n", arguments.collect::<String>());
     }
     init += "reboot -f\n";
     fs::write(root.join("init"), init)?;
@@ -79,6 +107,25 @@ pub(crate) fn pack(folder: &Path, programs: &[Program]) -> Result<PathBuf> {
         .current_dir(&root);
     run(pack.stdout(File::create(&initrd)?).stderr(Stdio::null()))?;
     Ok(initrd)
+}
+
+/// Adds what another machine has given, an archive in base64, to an initramfs; gives the new one.
+pub(crate) fn carry(folder: &Path, initrd: &Path, archive: &str) -> Result<PathBuf> {
+    let root = folder.join("carried");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    fs::create_dir_all(root.join("carry"))?;
+    fs::write(root.join("archive"), archive)?;
+    let both = folder.join("initrd-carried");
+    fs::copy(initrd, &both)?;
+    // Archives may follow each other (Documentation/driver-api/early-userspace/buffer-format.rst).
+    let script = "set -e; busybox base64 -d archive | busybox tar xz -C carry; find carry | busybox cpio -o -H newc";
+    let mut pack = Command::new("/bin/busybox");
+    pack.args(["sh", "-c", script]).current_dir(&root);
+    let both_file = fs::OpenOptions::new().append(true).open(&both)?;
+    run(pack.stdout(both_file).stderr(Stdio::null()))?;
+    Ok(both)
 }
 
 /// A program, without what only a debugger needs, and its libraries.

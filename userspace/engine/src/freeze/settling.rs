@@ -9,7 +9,7 @@ use remote::{Running, Stop, Stopped, Waited, sys, task};
 use super::{Frozen, Process, Thread, failed};
 use crate::members::Members;
 use crate::procfs::{self, Stat, Status};
-use crate::{CheckpointError, Refusal};
+use crate::{CheckpointError, Refusal, vdso};
 
 /// How long nothing may happen before a task that does not stop is named (it may be waiting for a disk).
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,6 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long tasks are waited for before the job is looked at again: at first, and at most.
 const FIRST_WHILE: Duration = Duration::from_millis(2);
 const MOST_WHILE: Duration = Duration::from_millis(32);
+
+/// How often and for how long a thread that is found inside the vdso goes on, so that it is not there when it is saved.
+const MOST_TURNS: u32 = 100;
+const TURN: Duration = Duration::from_micros(20);
 
 /// Tasks on their way to a stop.
 pub(super) struct Moving {
@@ -115,6 +119,7 @@ impl Frozen {
                             asleep_since,
                             held: Vec::new(),
                             dispatch: None,
+                            turns: 0,
                         },
                     );
                     moving.tasks.push(running);
@@ -182,15 +187,27 @@ impl Frozen {
             Stop::Interrupt | Stop::Group(_) if !passes => {
                 let mut processes = self.processes.values_mut();
                 let process = processes.find(|process| process.threads.contains_key(&tid));
-                if let Some(process) = process {
-                    if let Stop::Group(signal) = stop {
-                        process.stopped_by = Some(signal);
-                    }
-                    if let Some(thread) = process.threads.get_mut(&tid) {
-                        thread.task = Some(task);
-                    }
+                let Some(process) = process else {
+                    return Ok(None);
+                };
+                if let Stop::Group(signal) = stop {
+                    process.stopped_by = Some(signal);
                 }
-                return Ok(None);
+                let pid = process.pid;
+                let Some(thread) = process.threads.get_mut(&tid) else {
+                    return Ok(None);
+                };
+                let goes_on = stop == Stop::Interrupt && thread.turns < MOST_TURNS;
+                if !goes_on || !vdso::is_inside(pid, &task) {
+                    thread.task = Some(task);
+                    return Ok(None);
+                }
+                thread.turns += 1;
+                let resumed = task.resume(0);
+                let running = resumed.map_err(failed(format!("resuming task {tid}")))?;
+                std::thread::sleep(TURN);
+                let _ = running.interrupt();
+                return Ok(Some(running));
             }
             // Signals on the way are delivered; the interrupt stops the task behind them.
             Stop::Signal(signal) => signal,

@@ -60,6 +60,7 @@ refusals! {
     refused_sem_undo: ["SEM_UNDO"], "--no-bpf";
     refused_keys: ["its keys", "session"];
     refused_landlock: ["Landlock"];
+    refused_rights: ["given up", "secret"];
     refused_thread_files: ["descriptor table of its own"];
     refused_children: ["its children", "unshare"];
     refused_packet_ring: ["ring", "socket"];

@@ -8,7 +8,7 @@ use images::proto::process::State as ProcessState;
 use images::proto::{Descriptor, Snapshot, Thread};
 
 use crate::ahead::Ahead;
-use crate::files::{Table, inet::filter::Filter, outer::Outer, pty};
+use crate::files::{Table, inet::filter::Filter, outer::Outer, pty, reach};
 use crate::freeze::{self, Frozen, failed};
 use crate::namespaces::Visit;
 use crate::pages::Source;
@@ -170,6 +170,9 @@ pub(crate) fn capture(
         &mut processes,
         visit.found().as_ref(),
     ));
+    if visit.found().is_none() {
+        refusals.extend(reach::check(&processes, &table.files));
+    }
     let outer: Vec<u32> = tables.iter().map(|(pid, _)| *pid).collect();
     pty::controlling(&mut processes, &outer, &table.files, &mut refusals);
     let job = ipc::Job {

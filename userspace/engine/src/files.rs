@@ -31,6 +31,7 @@ pub(crate) mod pipe;
 pub(crate) mod posix_queue;
 pub(crate) mod proc;
 pub(crate) mod pty;
+pub(crate) mod reach;
 pub(crate) mod regular;
 mod shell;
 pub(crate) mod signalfd;

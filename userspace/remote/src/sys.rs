@@ -321,6 +321,57 @@ pub fn open_by_handle(mount: &impl AsRawFd, kind: i32, handle: &[u8]) -> io::Res
     }
 }
 
+/// What the kernel would say to somebody with these ids, and no capabilities, who opens files to read (`R_OK`) or write (`W_OK`) them.
+///
+/// # Errors
+/// We cannot be that somebody: no right to, or ids that mean nothing here.
+pub fn may_open(
+    (uid, gid, groups): (u32, u32, &[u32]),
+    files: &[(&str, i32)],
+) -> io::Result<Vec<io::Result<()>>> {
+    const AT_EACCESS: i32 = 0x200;
+    let ask = |&(path, mode): &(&str, i32)| {
+        let path = std::ffi::CString::new(path)?;
+        // SAFETY: the path is a NUL-terminated string that outlives the call.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_faccessat2,
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                mode,
+                AT_EACCESS,
+            )
+        })
+        .map(|_| ())
+    };
+    // Ids belong to a thread (the C library makes them the process's, so it is not asked), and end with it.
+    let become_them = || {
+        // SAFETY: the kernel reads as many groups as there are; the other calls take no pointers. No memory depends on ids.
+        let changed = unsafe {
+            check(libc::syscall(
+                libc::SYS_setgroups,
+                groups.len(),
+                groups.as_ptr(),
+            ))?;
+            libc::syscall(libc::SYS_setfsgid, gid);
+            // From 0 to another id, it takes away the capabilities that pass over permissions (capabilities(7)).
+            libc::syscall(libc::SYS_setfsuid, uid);
+            // What it was is all that they return.
+            let now = |call| libc::syscall(call, u32::MAX) as u32;
+            (now(libc::SYS_setfsuid), now(libc::SYS_setfsgid)) == (uid, gid)
+        };
+        changed
+            .then_some(())
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EPERM))
+    };
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| become_them().map(|()| files.iter().map(ask).collect()));
+        asked
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// fcntl(2) with a numeric argument.
 pub fn fcntl(fd: &impl AsRawFd, command: i32, argument: i64) -> io::Result<i64> {
     // SAFETY: callers pass commands whose argument is a number.

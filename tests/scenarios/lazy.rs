@@ -254,7 +254,8 @@ fn a_checkpoint_names_what_is_missing_where_it_was() {
     );
     for sequence in ["2", "4", "5"] {
         job.kill_all();
-        job.restore(&["--at", sequence]);
+        // What ckptd tells of its progress goes to the job's log.
+        job.restore(&["--at", sequence, "--files", "keep"]);
         job.await_running();
     }
     job.go();

@@ -1,5 +1,7 @@
-/* Shared memory with a name (shm_open): a child counts there and in its own memory, which must go back together. */
+/* Shared memory with a name (shm_open): a child counts there and in its own memory, which must go back together. And a semaphore with one
+ * (sem_open), which the C library maps under another name than it then gives to it. */
 #include "subject.h"
+#include <semaphore.h>
 #include <sys/mman.h>
 
 #define SIZE (64 << 10)
@@ -24,6 +26,8 @@ int main(int argc, char **argv) {
     unsigned char *nameless = must(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, deleted, 0));
     must(shm_unlink(gone));
     memcpy(nameless, "nameless", 8);
+    sem_t *semaphore = sem_open(name, O_CREAT | O_EXCL, 0600, 2), *same;
+    check(semaphore != SEM_FAILED, "sem_open: %s", strerror(errno));
     volatile uint64_t *counter = (volatile uint64_t *)memory;
     pid_t child = must(fork());
     if (child == 0) {
@@ -64,5 +68,12 @@ int main(int argc, char **argv) {
     check_equal(stat.st_mode & 07777, 0640);
     check(pread(again, &byte, 1, 4096) == 1 && byte == memory[4096], "by its name it is another one");
     check_equal(shm_unlink(name), 0);
+    int value = 0;
+    same = sem_open(name, 0);
+    check(same != SEM_FAILED, "sem_open: %s", strerror(errno));
+    check_equal(sem_unlink(name), 0);
+    if (same != SEM_FAILED) must(sem_post(same));
+    must(sem_getvalue(semaphore, &value));
+    check_equal(value, 3);
     return finish();
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirEntryExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use images::PAGE_SIZE;
@@ -81,9 +81,12 @@ pub(super) fn add(
     } else if table.save_files && !huge && on_device(path, meta.dev()) {
         shared.set_kind(Kind::Saved);
         path.clone_into(&mut shared.name);
-    } else if meta.nlink() == 1 && !huge && on_device(path, meta.dev()) {
+    } else if meta.nlink() == 1
+        && !huge
+        && let Some(name) = name_of(link, &meta)
+    {
         shared.set_kind(Kind::Named);
-        path.clone_into(&mut shared.name);
+        shared.name = name;
         shared.inode = meta.ino();
         shared.born = born(&meta);
     } else {
@@ -190,6 +193,20 @@ fn directory(path: &str) -> Option<&Path> {
 fn on_device(path: &str, device: u64) -> bool {
     let meta = directory(path).and_then(|at| std::fs::metadata(at).ok());
     meta.is_some_and(|meta| meta.dev() == device)
+}
+
+/// The name of a file that has one. It may be another than it was opened by: sem_open(3) makes a file, links it to its name, and unlinks
+/// the first one.
+fn name_of(link: &str, meta: &std::fs::Metadata) -> Option<String> {
+    let Some(gone) = link.strip_suffix(DELETED) else {
+        return on_device(link, meta.dev()).then(|| link.to_owned());
+    };
+    let entries = Path::new(gone).parent()?.read_dir().ok()?.flatten();
+    let mut same = entries.filter(|entry| {
+        let found = std::fs::symlink_metadata(entry.path());
+        entry.ino() == meta.ino() && found.is_ok_and(|found| found.dev() == meta.dev())
+    });
+    Some(same.next()?.path().to_str()?.to_owned())
 }
 
 /// Why a deleted file cannot be made on this host.

@@ -33,6 +33,7 @@ pub(crate) fn capture(job: &Job<'_>, refusals: &mut Vec<Refusal>) -> Vec<SystemV
         }
         match read(job, &line, object) {
             Ok(queue) => queues.push(queue),
+            Err(error) if super::is_gone(&error) => {}
             Err(error) => {
                 let why = format!("its messages cannot be read: {error}");
                 let advice = "checkpoint as its owner, or as root, under a kernel with CONFIG_CHECKPOINT_RESTORE";

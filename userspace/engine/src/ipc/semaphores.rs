@@ -46,6 +46,7 @@ pub(crate) fn capture(
         }
         match read(job, &line, object) {
             Ok(set) => sets.push(set),
+            Err(error) if super::is_gone(&error) => {}
             Err(error) => {
                 let why = format!("its values cannot be read: {error}");
                 refusals.push(job.refusal(what, why, "checkpoint as its owner, or as root"));

@@ -29,8 +29,8 @@ const EXPECTED: u64 = 8 << 20;
 const COPIED_PER_MS: u64 = 1 << 20;
 
 /// How often a checkpoint is begun anew because a process ended under it.
-const MOST_RACES: u32 = 10;
-/// How long the job runs on before that, the first time.
+const MOST_RACES: u32 = 40;
+/// How long the job runs on before that, the first time; later up to ten times as long.
 const RACE_PAUSE: Duration = Duration::from_millis(3);
 
 /// How long the job runs on before it is looked at again, where something was on its way that cannot be restored.
@@ -55,7 +55,7 @@ pub fn checkpoint(
                 tracing::debug!("once more: {error}");
                 races += 1;
                 // What was held back from it ends the next one now.
-                std::thread::sleep(RACE_PAUSE * races);
+                std::thread::sleep(RACE_PAUSE * races.min(10));
             }
             Err(CheckpointError::Refused(refusals)) if refusals.iter().any(Refusal::is_passing) => {
                 let Some(pause) = pauses.next() else {

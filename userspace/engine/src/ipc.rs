@@ -34,11 +34,6 @@ fn name(kind: Kind, object: &IpcObject) -> String {
     format!("System V {kind} {} (key {:#x})", object.id, object.key)
 }
 
-/// Whether an object has been removed since it was listed: by others, as the job stands still.
-fn is_gone(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIDRM))
-}
-
 /// Objects that a restore makes, by their ids.
 fn made(snapshot: &Snapshot, host: &Host) -> Vec<(Kind, u32)> {
     let made = wanted(snapshot).filter(|wanted| !host.keeps(wanted));

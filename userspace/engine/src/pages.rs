@@ -78,11 +78,9 @@ pub(crate) fn dump(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Copied>, CheckpointError> {
-    let meter = Meter::new(
-        progress,
-        sources.iter().map(|s| s.borrow().estimate()).sum(),
-    );
-    let copied = copy(sources, threads, |chunk| {
+    let bytes = sources.iter().map(|s| s.borrow().estimate()).sum();
+    let meter = Meter::new(progress, bytes);
+    let copied = copy(sources, threads.min(threads_for(bytes)), |chunk| {
         let space = sources[chunk.source].borrow().space();
         writer.put(space, chunk.index, chunk.pages, chunk.data)?;
         meter.add(chunk.data.len());
@@ -128,7 +126,8 @@ pub(crate) fn hold(
     pool: &Pool,
 ) -> Result<(Vec<Copied>, Vec<Held>), CheckpointError> {
     let held = Mutex::new(Vec::new());
-    let copied = copy(sources, threads, |chunk| {
+    let bytes = sources.iter().map(Source::estimate).sum();
+    let copied = copy(sources, threads.min(threads_for(bytes)), |chunk| {
         let data = pool.fill(chunk.data);
         lock(&held).push(Held {
             source: chunk.source,
@@ -176,8 +175,6 @@ fn copy(
             .map(|_| Copied::default())
             .collect::<Vec<_>>(),
     );
-    let bytes = sources.iter().map(|s| s.borrow().estimate()).sum();
-    let threads = threads.min(threads_for(bytes));
     memory::copy_out(&borrowed, threads, FRAME_PAGES, |chunk| {
         sink(&chunk)?;
         let copied = &mut lock(&copied)[chunk.source];

@@ -1,6 +1,5 @@
 //! System calls that neither `libc` nor `nix` wraps safely, as safe functions with plain results.
 
-use std::ffi::c_void;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -8,9 +7,11 @@ use std::sync::LazyLock;
 
 pub(crate) mod ptrace;
 mod scheduling;
+mod transfer;
 
 pub use ptrace::{registers_from_bytes, registers_to_bytes};
 pub use scheduling::{SchedAttr, affinity, idle_io, io_priority, scheduling};
+pub use transfer::{read_memory, read_pieces, write_memory};
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result == -1 {
@@ -18,68 +19,6 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     } else {
         Ok(result)
     }
-}
-
-/// Reads memory of another task (process_vm_readv(2)).
-///
-/// # Errors
-/// EFAULT when not all of it is readable.
-pub fn read_memory(tid: i32, address: u64, out: &mut [u8]) -> io::Result<()> {
-    let mut done = 0;
-    while done < out.len() {
-        let local = libc::iovec {
-            iov_base: out[done..].as_mut_ptr().cast(),
-            iov_len: out.len() - done,
-        };
-        let remote = libc::iovec {
-            iov_base: (address + done as u64) as *mut c_void,
-            iov_len: out.len() - done,
-        };
-        // SAFETY: the local vector describes the rest of `out`; the remote one is checked by the kernel.
-        let n = check(unsafe {
-            libc::process_vm_readv(tid, &raw const local, 1, &raw const remote, 1, 0)
-        } as i64)?;
-        if n == 0 {
-            return Err(io::Error::from_raw_os_error(libc::EFAULT));
-        }
-        done += n as usize;
-    }
-    Ok(())
-}
-
-/// As [`read_memory`], several pieces at once.
-///
-/// # Errors
-/// EFAULT when not all of them are readable.
-pub fn read_pieces(tid: i32, pieces: &mut [(u64, &mut [u8])]) -> io::Result<()> {
-    // IOV_MAX is 1024.
-    for pieces in pieces.chunks_mut(512) {
-        let part = |base: *mut c_void, piece: &[u8]| libc::iovec {
-            iov_base: base,
-            iov_len: piece.len(),
-        };
-        let (mut local, mut remote) = (Vec::new(), Vec::new());
-        for (address, piece) in pieces.iter_mut() {
-            local.push(part(piece.as_mut_ptr().cast(), piece));
-            remote.push(part(*address as *mut c_void, piece));
-        }
-        let total: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
-        // SAFETY: the local vectors describe live slices that nobody else has; the remote ones are checked by the kernel.
-        let n = check(unsafe {
-            libc::process_vm_readv(
-                tid,
-                local.as_ptr(),
-                local.len() as u64,
-                remote.as_ptr(),
-                remote.len() as u64,
-                0,
-            )
-        } as i64)?;
-        if n as usize != total {
-            return Err(io::Error::from_raw_os_error(libc::EFAULT));
-        }
-    }
-    Ok(())
 }
 
 /// A file whose size the kernel does not tell, such as those of /proc. The standard library asks for the size and then begins with a few
@@ -108,46 +47,6 @@ pub fn read_text(path: impl AsRef<std::path::Path>) -> io::Result<String> {
     let bytes = read_file(path)?;
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-}
-
-/// Writes pieces of memory of another task (process_vm_writev(2)).
-///
-/// # Errors
-/// EFAULT when not all of it is writable.
-pub fn write_memory(tid: i32, pieces: &[(u64, &[u8])]) -> io::Result<()> {
-    // IOV_MAX is 1024.
-    for pieces in pieces.chunks(512) {
-        let local: Vec<_> = pieces
-            .iter()
-            .map(|(_, b)| libc::iovec {
-                iov_base: b.as_ptr() as *mut c_void,
-                iov_len: b.len(),
-            })
-            .collect();
-        let remote: Vec<_> = pieces
-            .iter()
-            .map(|(a, b)| libc::iovec {
-                iov_base: *a as *mut c_void,
-                iov_len: b.len(),
-            })
-            .collect();
-        let total: usize = pieces.iter().map(|(_, b)| b.len()).sum();
-        // SAFETY: the local vectors describe live slices that are only read; the remote ones are checked by the kernel.
-        let n = check(unsafe {
-            libc::process_vm_writev(
-                tid,
-                local.as_ptr(),
-                local.len() as u64,
-                remote.as_ptr(),
-                remote.len() as u64,
-                0,
-            )
-        } as i64)?;
-        if n as usize != total {
-            return Err(io::Error::from_raw_os_error(libc::EFAULT));
-        }
-    }
-    Ok(())
 }
 
 /// A process by descriptor (pidfd_open(2)).

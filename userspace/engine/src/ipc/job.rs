@@ -2,8 +2,10 @@
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::io;
 
-use images::proto::Process;
+use images::proto::{IpcObject, Process};
+use remote::ipc::Kind;
 
 use super::list::{Line, NS_PER_S, began, is_alive};
 use crate::Refusal;
@@ -28,9 +30,46 @@ impl Job<'_> {
         }
     }
 
+    /// What `read` gives of each object of a kind that is the job's. `users` has used it; `unreadable` is what cannot be read of it, and what
+    /// to do then.
+    pub(super) fn objects<T>(
+        &self,
+        kind: Kind,
+        users: impl Fn(&Line) -> Vec<u32>,
+        read: impl Fn(&Line, IpcObject) -> io::Result<T>,
+        unreadable: (&str, &str),
+        refusals: &mut Vec<Refusal>,
+    ) -> Vec<T> {
+        let mut found = Vec::new();
+        for line in super::list(kind) {
+            let object = line.object(kind);
+            let what = super::name(kind, &object);
+            match self.owns(&line, &users(&line)) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(pid) => {
+                    let why = format!("process {pid} outside of the job uses it too");
+                    let advice = "checkpoint that process together with the job (start both under `ckptd run`)";
+                    refusals.push(self.refusal(what, why, advice));
+                    continue;
+                }
+            }
+            match read(&line, object) {
+                Ok(object) => found.push(object),
+                // Removed since it was listed: by others, as the job stands still.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIDRM)) => {}
+                Err(error) => {
+                    let why = format!("its {} cannot be read: {error}", unreadable.0);
+                    refusals.push(self.refusal(what, why, unreadable.1));
+                }
+            }
+        }
+        found
+    }
+
     /// Whether an object is the job's: by who has used it; one that nobody has used yet, by who has made it when. `Err`: a process
     /// outside uses it too.
-    pub(super) fn owns(&self, line: &Line, users: &[u32]) -> Result<bool, u32> {
+    fn owns(&self, line: &Line, users: &[u32]) -> Result<bool, u32> {
         let used = |pid: &u32| line.is_by(*pid);
         let stranger = |pid: &&u32| !self.members.contains_key(pid) && used(pid) && is_alive(**pid);
         let member = users

@@ -16,32 +16,10 @@ pub(super) fn users(line: &Line) -> Vec<u32> {
 
 /// The queues that are the job's.
 pub(crate) fn capture(job: &Job<'_>, refusals: &mut Vec<Refusal>) -> Vec<SystemVQueue> {
-    let mut queues = Vec::new();
-    for line in super::list(Kind::Queue) {
-        let object = line.object(Kind::Queue);
-        let what = super::name(Kind::Queue, &object);
-        match job.owns(&line, &users(&line)) {
-            Ok(false) => continue,
-            Ok(true) => {}
-            Err(pid) => {
-                let why = format!("process {pid} outside of the job uses it too");
-                let advice =
-                    "checkpoint that process together with the job (start both under `ckptd run`)";
-                refusals.push(job.refusal(what, why, advice));
-                continue;
-            }
-        }
-        match read(job, &line, object) {
-            Ok(queue) => queues.push(queue),
-            Err(error) if super::is_gone(&error) => {}
-            Err(error) => {
-                let why = format!("its messages cannot be read: {error}");
-                let advice = "checkpoint as its owner, or as root, under a kernel with CONFIG_CHECKPOINT_RESTORE";
-                refusals.push(job.refusal(what, why, advice));
-            }
-        }
-    }
-    queues
+    let advice =
+        "checkpoint as its owner, or as root, under a kernel with CONFIG_CHECKPOINT_RESTORE";
+    let read = |line: &Line, object| read(job, line, object);
+    job.objects(Kind::Queue, users, read, ("messages", advice), refusals)
 }
 
 fn read(job: &Job<'_>, line: &Line, object: IpcObject) -> std::io::Result<SystemVQueue> {

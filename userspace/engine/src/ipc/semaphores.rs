@@ -29,30 +29,13 @@ pub(crate) fn capture(
     tracker: Option<&Tracker>,
     refusals: &mut Vec<Refusal>,
 ) -> Vec<SemaphoreSet> {
-    let mut sets = Vec::new();
-    for line in super::list(Kind::Semaphores) {
-        let object = line.object(Kind::Semaphores);
-        let what = super::name(Kind::Semaphores, &object);
-        match job.owns(&line, &users(&line).1) {
-            Ok(false) => continue,
-            Ok(true) => {}
-            Err(pid) => {
-                let why = format!("process {pid} outside of the job uses it too");
-                let advice =
-                    "checkpoint that process together with the job (start both under `ckptd run`)";
-                refusals.push(job.refusal(what, why, advice));
-                continue;
-            }
-        }
-        match read(job, &line, object) {
-            Ok(set) => sets.push(set),
-            Err(error) if super::is_gone(&error) => {}
-            Err(error) => {
-                let why = format!("its values cannot be read: {error}");
-                refusals.push(job.refusal(what, why, "checkpoint as its owner, or as root"));
-            }
-        }
-    }
+    let mut sets = job.objects(
+        Kind::Semaphores,
+        |line| users(line).1,
+        |line, object| read(job, line, object),
+        ("values", "checkpoint as its owner, or as root"),
+        refusals,
+    );
     if !sets.is_empty() {
         undo::capture(job, tracker, &mut sets, refusals);
     }
